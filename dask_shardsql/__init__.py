@@ -1,0 +1,55 @@
+"""One SQL text over many PostgreSQL shards, as a lazy dask DataFrame or an Arrow table."""
+
+from __future__ import annotations
+
+from dask_shardsql.config import register_defaults as _register_defaults
+from dask_shardsql.errors import (
+    ColumnError,
+    ConfigurationError,
+    ConnectionFailedError,
+    ConnectionLostError,
+    CredentialError,
+    ParameterError,
+    PoolTimeoutError,
+    QueryError,
+    SchemaMismatchError,
+    ShardSQLError,
+    StatementError,
+    TopologyError,
+    TopologyNotFoundError,
+    UnrepresentableValueError,
+)
+from dask_shardsql.frame.read import read_sharded_sql, read_sharded_table
+from dask_shardsql.progress import ShardEvent, listen
+from dask_shardsql.query import collect
+from dask_shardsql.topology import Server, Shard, ShardedTable, Topology
+
+__all__ = [
+    "ColumnError",
+    "ConfigurationError",
+    "ConnectionFailedError",
+    "ConnectionLostError",
+    "CredentialError",
+    "ParameterError",
+    "PoolTimeoutError",
+    "QueryError",
+    "SchemaMismatchError",
+    "Server",
+    "Shard",
+    "ShardEvent",
+    "ShardSQLError",
+    "ShardedTable",
+    "StatementError",
+    "Topology",
+    "TopologyError",
+    "TopologyNotFoundError",
+    "UnrepresentableValueError",
+    "collect",
+    "listen",
+    "read_sharded_sql",
+    "read_sharded_table",
+]
+
+__version__ = "0.1.0"
+
+_register_defaults()

@@ -1,0 +1,1 @@
+"""What talks to databases: drivers, pools, and one query on one shard."""

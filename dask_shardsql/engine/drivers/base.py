@@ -1,0 +1,128 @@
+"""The protocol every driver follows, and where drivers are found."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, Protocol, runtime_checkable
+
+import pyarrow as pa
+
+from dask_shardsql.config import Settings
+from dask_shardsql.errors import ConfigurationError, ShardSQLError
+from dask_shardsql.sql.types import Column
+from dask_shardsql.topology import Server
+
+__all__ = ["Columns", "Driver", "OnRows", "Query", "driver_named"]
+
+ENTRY_POINT_GROUP = "dask_shardsql.drivers"
+
+Columns = tuple[Column, ...]
+OnRows = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Query:
+    """What to run on a shard, and how.
+
+    Parameters
+    ----------
+    sql : str
+        One query, in the dialect of the shards.
+    params : sequence or mapping, optional
+        Values of its placeholders, in the driver's own paramstyle. Without it a ``%`` is a ``%``.
+    query_id : str
+        Name of this run, seen in ``pg_stat_activity.application_name``.
+    unrepresentable : {"raise", "null"}
+        What becomes of a value that its Arrow type cannot hold.
+    find_not_null : bool
+        Whether the description is to say which columns can hold no NULL.
+    """
+
+    sql: str
+    params: Sequence[Any] | Mapping[str, Any] | None = None
+    query_id: str = ""
+    unrepresentable: str = "raise"
+    find_not_null: bool = False
+
+
+@runtime_checkable
+class Driver(Protocol):
+    """One kind of database.
+
+    A driver holds no connection and no state: one object serves every thread. Whatever its
+    module raises, :meth:`translate` makes an error of this package of it.
+    """
+
+    name: str
+
+    def check(self, sql: str) -> str:
+        """Return the text of the one query in `sql`; raise ``StatementError`` for any other."""
+
+    def quote_identifier(self, name: str) -> str:
+        """Return `name` quoted as an identifier."""
+
+    def connect(self, server: Server, password: str | None, settings: Settings) -> Any:
+        """Open a connection; it may be used by one thread at a time."""
+
+    def is_usable(self, connection: Any) -> bool:
+        """Whether an idle connection can be expected to work; no round trip."""
+
+    def describe(self, connection: Any, query: Query) -> Columns:
+        """Return the columns of the answer without reading a row."""
+
+    def read(
+        self,
+        connection: Any,
+        query: Query,
+        resolve: Callable[[Columns], Columns],
+        on_rows: OnRows,
+    ) -> pa.Table:
+        """Return the whole answer.
+
+        `resolve` gets the described columns before any row is read, and returns them with the
+        Arrow types to deliver, or raises. `on_rows` is called now and then with the rows and
+        bytes received so far. When an exception leaves this method the connection is either
+        clean or closed.
+        """
+
+    def cancel(self, connection: Any) -> None:
+        """Ask the server to stop what `connection` runs; called from another thread."""
+
+    def close(self, connection: Any) -> None:
+        """Close the connection; never raises."""
+
+    def translate(self, error: Exception, query: Query | None = None) -> ShardSQLError | None:
+        """Return this package's error for one of the driver module's, or None if it is not one."""
+
+
+@functools.cache
+def driver_named(name: str) -> Driver:
+    """Return the driver of that name.
+
+    Parameters
+    ----------
+    name : str
+        The name of an entry point in the group ``dask_shardsql.drivers``.
+
+    Raises
+    ------
+    ConfigurationError
+        There is none, or its module cannot be imported in this process.
+    """
+    found = {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+    if name not in found:
+        raise ConfigurationError(
+            f"there is no driver {name!r} in this process; installed are "
+            f"{', '.join(sorted(found)) or 'none'}"
+        )
+    try:
+        driver: Driver = found[name].load()()
+    except ImportError as error:
+        raise ConfigurationError(
+            f"driver {name!r} cannot be loaded here: {error}. Install what it needs in every "
+            "process that reads the shards"
+        ) from error
+    return driver

@@ -1,0 +1,261 @@
+"""The PostgreSQL driver: psycopg2, with COPY for the rows.
+
+Each answer is read in one read-only transaction that pins what decides how values are written
+and compared. ``SET LOCAL`` inside the transaction, not at connect, so that it also holds behind
+a transaction-pooling proxy.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+import psycopg2
+import psycopg2.extensions as pgx
+import pyarrow as pa
+
+from dask_shardsql.config import Settings
+from dask_shardsql.engine.copy_csv import CopyReader
+from dask_shardsql.engine.drivers.base import Columns, OnRows, Query
+from dask_shardsql.engine.drivers.postgresql_types import (
+    column_of,
+    is_built_in,
+    look_up,
+    makes_nulls,
+    mark_not_null,
+)
+from dask_shardsql.errors import (
+    ColumnError,
+    ConnectionLostError,
+    ParameterError,
+    QueryError,
+    ShardSQLError,
+)
+from dask_shardsql.sql.statement import single_query
+from dask_shardsql.topology import Server
+
+__all__ = ["PostgreSQLDriver"]
+
+_CONNECT_DEFAULTS = {
+    "keepalives": 1,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
+_BEGIN = (
+    "BEGIN READ ONLY; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, MDY'; "
+    "SET LOCAL IntervalStyle = 'postgres'; SET LOCAL extra_float_digits = 1; "
+    "SET LOCAL bytea_output = 'hex'; SET LOCAL application_name = '{name}'; "
+)
+_DESCRIBE = "SELECT * FROM (\n"
+_DESCRIBE_END = "\n) AS dask_shardsql LIMIT 0"
+
+
+class PostgreSQLDriver:
+    """Read PostgreSQL shards: see :class:`dask_shardsql.engine.drivers.base.Driver`."""
+
+    name = "postgresql"
+
+    def check(self, sql: str) -> str:
+        """Return the text of the one query in `sql`."""
+        return single_query(sql)
+
+    def quote_identifier(self, name: str) -> str:
+        """Return `name` in double quotes."""
+        if "\0" in name:
+            raise ColumnError(f"the name {name!r} holds a NUL character, which no identifier may")
+        return '"' + name.replace('"', '""') + '"'
+
+    def connect(self, server: Server, password: str | None, settings: Settings) -> Any:
+        """Open a connection in autocommit mode, client encoding UTF8."""
+        keywords: dict[str, Any] = dict(_CONNECT_DEFAULTS)
+        keywords["connect_timeout"] = max(2, round(settings.connect_timeout))
+        keywords["application_name"] = "dask_shardsql"
+        keywords |= dict(server.keywords)
+        keywords |= {key: secret.reveal() for key, secret in server.secrets}
+        if password is not None:
+            keywords["password"] = password
+        connection = psycopg2.connect(**keywords, client_encoding="UTF8")
+        connection.autocommit = True
+        return connection
+
+    def is_usable(self, connection: Any) -> bool:
+        """Whether the connection is open, idle, and the server has said nothing on it."""
+        if connection.closed or connection.info.transaction_status != 0:
+            return False
+        poller = select.poll()
+        poller.register(connection.fileno(), select.POLLIN)
+        return not poller.poll(0)
+
+    def describe(self, connection: Any, query: Query) -> Columns:
+        """Describe the query inside a transaction of its own."""
+        with connection.cursor() as cursor:
+            text = self._merge_params(cursor, query)
+            try:
+                columns = self._begin_and_describe(cursor, query, text)
+            finally:
+                self._end(connection, "ROLLBACK")
+        return columns
+
+    def read(
+        self,
+        connection: Any,
+        query: Query,
+        resolve: Callable[[Columns], Columns],
+        on_rows: OnRows,
+    ) -> pa.Table:
+        """Describe and COPY the answer in one transaction."""
+        done = False
+        try:
+            with connection.cursor() as cursor:
+                text = self._merge_params(cursor, query)
+                columns = resolve(self._begin_and_describe(cursor, query, text))
+                reader = CopyReader(columns, query.unrepresentable, on_rows)
+                cursor.copy_expert(f"COPY (\n{text}\n) TO STDOUT (FORMAT csv)", reader)
+                table = reader.table()
+                done = True
+        finally:
+            self._end(connection, "COMMIT" if done else "ROLLBACK")
+        return table
+
+    def cancel(self, connection: Any) -> None:
+        """Send a cancel request to the backend."""
+        with suppress(psycopg2.Error):
+            connection.cancel()
+
+    def close(self, connection: Any) -> None:
+        """Close the connection."""
+        with suppress(psycopg2.Error):
+            connection.close()
+
+    def translate(self, error: Exception, query: Query | None = None) -> ShardSQLError | None:
+        """Map psycopg2's exceptions by their SQLSTATE class."""
+        if not isinstance(error, psycopg2.Error | psycopg2.Warning):
+            return None
+        sqlstate = getattr(error, "pgcode", None)
+        diag = getattr(error, "diag", None)
+        message = getattr(diag, "message_primary", None) or str(error).strip() or repr(error)
+        if sqlstate is None or sqlstate[:2] in ("08", "28") or sqlstate[:4] == "57P0":
+            lost = isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
+            if sqlstate is not None or lost:
+                return ConnectionLostError(message, sqlstate=sqlstate)
+        position = getattr(diag, "statement_position", None)
+        sent = getattr(getattr(error, "cursor", None), "query", None)
+        return _query_error(
+            message,
+            sqlstate,
+            int(position) if position else None,
+            sent.decode("utf-8", "replace") if isinstance(sent, bytes) else None,
+            getattr(diag, "message_detail", None),
+            getattr(diag, "message_hint", None),
+        )
+
+    def _begin_and_describe(self, cursor: Any, query: Query, text: str) -> Columns:
+        name = f"dask_shardsql:{query.query_id}".replace("'", "")[:63]
+        cursor.execute(_BEGIN.format(name=name) + _DESCRIBE + text + _DESCRIBE_END)
+        description = cursor.description or ()
+        if not description:
+            raise ColumnError("the query returns no columns")
+        unknown = [d.type_code for d in description if not is_built_in(d.type_code)]
+        names = look_up(cursor, unknown) if unknown else {}
+        columns = tuple(column_of(entry, names) for entry in description)
+        if query.find_not_null and not makes_nulls(text):
+            columns = mark_not_null(cursor, description, columns)
+        return columns
+
+    def _merge_params(self, cursor: Any, query: Query) -> str:
+        """Put the parameters into the text, quoted by libpq for this connection."""
+        if query.params is None:
+            return query.sql
+        problem, text = "", b""
+        try:
+            text = cursor.mogrify(query.sql, _adaptable(query.params))
+        except (IndexError, TypeError) as error:
+            problem = f"the parameters do not fit the placeholders: {error}"
+        except KeyError as error:
+            problem = f"the query has a placeholder %({error.args[0]})s and no such parameter"
+        except psycopg2.ProgrammingError as error:
+            problem = f"a parameter has no SQL form: {error}"
+        except (ValueError, UnicodeError) as error:
+            problem = f"the parameters cannot be sent: {error}"
+        if problem:
+            raise ParameterError(
+                problem,
+                query=query.sql,
+                hint="write one %s for each value of a sequence, or %(name)s for each key of a "
+                "mapping, and %% for a percent sign",
+            )
+        return text.decode("utf-8")
+
+    def _end(self, connection: Any, command: str) -> None:
+        """End the transaction; close the connection if it cannot even do that."""
+        if connection.closed:
+            return
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(command)
+        except psycopg2.Error:
+            self.close(connection)
+
+
+def _query_error(
+    message: str,
+    sqlstate: str | None,
+    position: int | None,
+    sent: str | None,
+    detail: str | None,
+    hint: str | None,
+) -> QueryError:
+    """Make a position in what was sent a position in the user's own text."""
+    start = -1
+    if sent is not None:
+        for prefix, end in ((_DESCRIBE, _DESCRIBE_END), ("COPY (\n", "\n) TO STDOUT")):
+            if (start := sent.find(prefix)) >= 0:
+                start += len(prefix)
+                sent = sent[start : sent.rfind(end)]
+                break
+    if position is not None and start >= 0 and sent is not None:
+        position -= start
+        if position > len(sent) and sqlstate == "42601":
+            message, position = "syntax error at end of input", len(sent) + 1
+        if not 0 < position <= len(sent) + 1:
+            position = None
+    return QueryError(
+        message, sqlstate=sqlstate, position=position, detail=detail, hint=hint, query=sent
+    )
+
+
+def _adaptable(params: Any) -> Any:
+    """Return the parameters with NumPy, pandas, Arrow and UUID values as psycopg2 takes them."""
+    if isinstance(params, Mapping):
+        return {key: _adapt(value) for key, value in params.items()}
+    if isinstance(params, str | bytes) or not hasattr(params, "__iter__"):
+        raise ParameterError(
+            f"params must be a sequence or a mapping of values, not {type(params).__name__}"
+        )
+    return tuple(_adapt(value) for value in params)
+
+
+def _adapt(value: Any) -> Any:
+    import numpy as np
+    import pandas as pd
+
+    if value is pd.NA or value is pd.NaT:
+        return None
+    if isinstance(value, pa.Scalar):
+        return value.as_py()
+    if isinstance(value, np.datetime64):
+        return pd.Timestamp(value).to_pydatetime()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray | pd.Series | pd.Index):
+        return [_adapt(item) for item in value]
+    if isinstance(value, UUID):
+        return pgx.AsIs(f"'{value}'::uuid")
+    if isinstance(value, list | tuple):
+        return type(value)(_adapt(item) for item in value) if type(value) in (list, tuple) else value
+    return value

@@ -1,0 +1,126 @@
+"""psycopg2's column descriptions -> columns, with types matched by name.
+
+OIDs of built-in types are the same in every database; those of enums, domains, composites and
+extensions differ between databases, so they are looked up and compared by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from dask_shardsql.sql.types import Column, arrow_type_of
+
+__all__ = ["column_of", "is_built_in", "look_up", "makes_nulls", "mark_not_null"]
+
+_NUMERIC = 1700
+
+# oid: (name, oid of its array type); from PostgreSQL's src/include/catalog/pg_type.dat
+_SCALARS = {
+    16: ("bool", 1000),
+    17: ("bytea", 1001),
+    18: ('"char"', 1002),
+    19: ("name", 1003),
+    20: ("int8", 1016),
+    21: ("int2", 1005),
+    23: ("int4", 1007),
+    25: ("text", 1009),
+    26: ("oid", 1028),
+    114: ("json", 199),
+    700: ("float4", 1021),
+    701: ("float8", 1022),
+    869: ("inet", 1041),
+    1042: ("bpchar", 1014),
+    1043: ("varchar", 1015),
+    1082: ("date", 1182),
+    1083: ("time", 1183),
+    1114: ("timestamp", 1115),
+    1184: ("timestamptz", 1185),
+    1186: ("interval", 1187),
+    _NUMERIC: ("numeric", 1231),
+    2950: ("uuid", 2951),
+    3802: ("jsonb", 3807),
+}
+_BUILT_IN = {oid: name for oid, (name, _) in _SCALARS.items()}
+_BUILT_IN |= {array: f"{name}[]" for name, array in _SCALARS.values()}
+
+# A domain over an array or under one is followed to the type it stands for. box is left out, as
+# its arrays are delimited by ';'; so are the two vectors, which are written without braces.
+_LOOK_UP = """
+SELECT t.oid, n.nspname, t.typname, e.typname, en.nspname,
+       CASE WHEN e.typtype = 'd' THEN b.typname END
+FROM pg_catalog.pg_type t
+JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+LEFT JOIN pg_catalog.pg_type e
+  ON e.oid = t.typelem AND t.typcategory = 'A' AND t.typlen = -1 AND e.typdelim = ','
+ AND t.typname NOT IN ('int2vector', 'oidvector')
+LEFT JOIN pg_catalog.pg_namespace en ON en.oid = e.typnamespace
+LEFT JOIN pg_catalog.pg_type b ON b.oid = e.typbasetype
+WHERE t.oid = ANY(%s)
+"""
+
+_NOT_NULL = """
+SELECT attrelid, attnum FROM pg_catalog.pg_attribute
+WHERE attnotnull AND attrelid = ANY(%s::oid[])
+"""
+_MAKES_NULLS = re.compile(r"\b(left|right|full|cube|rollup|grouping)\b", re.IGNORECASE)
+
+
+def is_built_in(oid: int) -> bool:
+    """Whether the type of that OID is the same in every database, and known here."""
+    return oid in _BUILT_IN
+
+
+def look_up(cursor: Any, oids: Iterable[int]) -> Mapping[int, tuple[str, str]]:
+    """Return, for each OID, the type's name and the name that decides its Arrow type."""
+    cursor.execute(_LOOK_UP, (list(oids),))
+    found = {}
+    for oid, schema, name, element, element_schema, base in cursor.fetchall():
+        if element is None:
+            found[oid] = (_qualified(schema, name), "text")
+        else:
+            deciding = base or (element if element_schema == "pg_catalog" else "text")
+            found[oid] = (f"{_qualified(element_schema, element)}[]", f"{deciding}[]")
+    return found
+
+
+def column_of(entry: Any, looked_up: Mapping[int, tuple[str, str]]) -> Column:
+    """Return the column that one entry of a psycopg2 cursor's description stands for."""
+    oid = entry.type_code
+    if oid != _NUMERIC:
+        shown, deciding = looked_up.get(oid) or (_BUILT_IN[oid], _BUILT_IN[oid])
+        return Column(entry.name, shown, arrow_type_of(deciding))
+    if entry.precision is None or entry.precision == 65535:
+        return Column(entry.name, "numeric", arrow_type_of("numeric"))
+    # psycopg2 gives the scale's 11 bits unsigned; negative scales came with PostgreSQL 15
+    scale = (entry.scale or 0) & 0x7FF
+    scale -= 2048 if scale > 1023 else 0
+    return Column(
+        entry.name,
+        f"numeric({entry.precision},{scale})",
+        arrow_type_of("numeric", entry.precision, scale),
+    )
+
+
+def makes_nulls(sql: str) -> bool:
+    """Whether a query may make NULLs of a NOT NULL column (outer joins, grouping sets)."""
+    return _MAKES_NULLS.search(sql) is not None
+
+
+def mark_not_null(
+    cursor: Any, description: Sequence[Any], columns: Sequence[Column]
+) -> tuple[Column, ...]:
+    """Mark the columns that are plain references to NOT NULL columns of a table."""
+    tables = sorted({entry.table_oid for entry in description if entry.table_oid})
+    cursor.execute(_NOT_NULL, (tables,))
+    known = set(cursor.fetchall())
+    return tuple(
+        replace(column, nullable=(entry.table_oid, entry.table_column) not in known)
+        for entry, column in zip(description, columns, strict=True)
+    )
+
+
+def _qualified(schema: str, name: str) -> str:
+    return name if schema == "pg_catalog" else f"{schema}.{name}"

@@ -1,0 +1,177 @@
+"""One query on one shard -> its description, or its whole answer as Arrow.
+
+These are the functions that Dask tasks call. A task publishes nothing before the shard has
+answered in full, so one that is run again can neither lose nor repeat rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from dask_shardsql.engine.cancel import refuse_if_cancelled
+from dask_shardsql.engine.drivers.base import Columns, Driver, Query
+from dask_shardsql.engine.pools import Pool, pool_of
+from dask_shardsql.engine.registry import TopologyRef
+from dask_shardsql.errors import (
+    SchemaMismatchError,
+    ShardSQLError,
+)
+from dask_shardsql.progress import ShardEvent, emit
+from dask_shardsql.sql.types import arrow_schema
+
+__all__ = ["Answer", "compare_columns", "describe_shard", "read_shard"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What every shard is asked for, and what each of them must describe it as.
+
+    Parameters
+    ----------
+    query : Query
+        The query.
+    described : tuple of Column
+        The columns as the servers describe them.
+    columns : tuple of Column
+        The same with the Arrow types to deliver.
+    shard_column : str, optional
+        Name of an extra last column that holds the shard's name.
+    """
+
+    query: Query
+    described: Columns
+    columns: Columns
+    shard_column: str | None = None
+
+    def named(self, snapshot: str) -> Answer:
+        """Return the same with the snapshot's name for the query's id."""
+        return replace(self, query=replace(self.query, query_id=snapshot))
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema of every shard's table."""
+        schema = arrow_schema(self.columns)
+        if self.shard_column is not None:
+            schema = schema.append(pa.field(self.shard_column, pa.string(), nullable=False))
+        return schema
+
+
+def describe_shard(ref: TopologyRef, shard: str, query: Query) -> Columns | ShardSQLError:
+    """Return the columns of the answer of one shard, or the error it gave.
+
+    The error is returned, not raised, so that the caller can say once what n shards said.
+    """
+    try:
+        with _connection(ref, shard, query) as (driver, connection):
+            return driver.describe(connection, query)
+    except ShardSQLError as error:
+        return error
+
+
+def read_shard(ref: TopologyRef, shard: str, answer: Answer) -> pa.Table:
+    """Return the whole answer of one shard.
+
+    Parameters
+    ----------
+    ref : TopologyRef
+        The topology.
+    shard : str
+        Name of the shard.
+    answer : Answer
+        The query, and the columns it must have.
+
+    Raises
+    ------
+    SchemaMismatchError
+        The shard's tables have changed since the query was described.
+    ShardSQLError
+        Whatever else goes wrong, with the shard's name.
+    """
+    query = answer.query
+    started = time.monotonic()
+
+    def tell(state: str, rows: int = 0, nbytes: int = 0) -> None:
+        seconds = time.monotonic() - started
+        emit(ShardEvent(query.query_id, shard, state, rows, nbytes, seconds))
+
+    def resolve(found: Columns) -> Columns:
+        differences = compare_columns({shard: found}, answer.described)
+        if differences:
+            raise SchemaMismatchError(
+                f"shard {shard!r} no longer describes the query as it did when it was planned: "
+                + "; ".join(f"{c!r} is {f}, was {e}" for _, c, f, e in differences)
+                + ". Build the DataFrame again",
+                differences,
+            )
+        return answer.columns
+
+    received = [0, 0]
+
+    def count(rows: int, nbytes: int) -> None:
+        received[:] = rows, nbytes
+        tell("reading", rows, nbytes)
+
+    tell("started")
+    try:
+        with _connection(ref, shard, query) as (driver, connection):
+            table = driver.read(connection, query, resolve, count)
+    except BaseException:
+        tell("failed", *received)
+        raise
+    if answer.shard_column is not None:
+        names = pa.repeat(pa.scalar(shard, pa.string()), len(table))
+        field = pa.field(answer.shard_column, pa.string(), nullable=False)
+        table = table.append_column(field, names)
+    tell("finished", len(table), received[1])
+    return table
+
+
+def compare_columns(
+    found: dict[str, Columns], expected: Columns
+) -> tuple[tuple[str, str, str, str], ...]:
+    """Return ``(shard, column, found, expected)`` wherever a shard describes a column differently."""
+    differences = []
+    for shard, columns in found.items():
+        for number in range(max(len(columns), len(expected))):
+            have = columns[number] if number < len(columns) else None
+            want = expected[number] if number < len(expected) else None
+            if have and want and (have.name, have.type_name) == (want.name, want.type_name):
+                continue
+            name = (want or have).name  # type: ignore[union-attr]
+            same = have is not None and want is not None and have.name == want.name
+            shown = [
+                "missing" if c is None else (c.type_name if same else f"{c.name} {c.type_name}")
+                for c in (have, want)
+            ]
+            differences.append((shard, name, shown[0], shown[1]))
+    return tuple(differences)
+
+
+@contextmanager
+def _connection(ref: TopologyRef, shard: str, query: Query) -> Iterator[tuple[Driver, Any]]:
+    """Lend a connection to the shard; whatever is raised inside names the shard."""
+    refuse_if_cancelled(query.query_id, shard)
+    pool = pool_of(ref.resolve(), ref.fingerprint, shard)
+    try:
+        with pool.connection(query.query_id) as connection:
+            yield pool.driver, connection
+    except ShardSQLError as error:
+        raise _on_shard(error, pool) from error.__cause__
+    except Exception as error:
+        translated = pool.driver.translate(error, query)
+        if translated is None:
+            raise
+        raise _on_shard(translated, pool) from error
+
+
+def _on_shard(error: ShardSQLError, pool: Pool) -> ShardSQLError:
+    """Return the same error with the shard and server it came from."""
+    if error.shard is None:
+        error.shard, error.server = pool.shard, pool.server.address
+    return error

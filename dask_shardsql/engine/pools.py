@@ -1,0 +1,211 @@
+"""One lazy connection pool per process, topology and shard's server.
+
+A pool is keyed by process id: after a fork the child forgets its parent's pools without closing
+their connections, which are still the parent's. Pools are never pickled.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from dask_shardsql.config import Settings
+from dask_shardsql.engine.credentials import resolve_password
+from dask_shardsql.engine.drivers.base import Driver, driver_named
+from dask_shardsql.errors import ConnectionFailedError, PoolTimeoutError, ShardSQLError
+from dask_shardsql.topology import Server, Topology
+
+__all__ = ["Pool", "active_pools", "close_all", "pool_of"]
+
+_pools: dict[tuple[int, str, str], Pool] = {}
+_forgotten: list[Any] = []
+_lock = threading.Lock()
+
+
+class Pool:
+    """Connections of this process to one server, opened when they are needed.
+
+    Parameters
+    ----------
+    driver : Driver
+        Opens, checks and closes them.
+    shard : str
+        The shard's name, for errors.
+    server : Server
+        Whom to connect to.
+    settings : Settings
+        How many at most, how long to wait, how long an idle one is kept.
+    """
+
+    def __init__(self, driver: Driver, shard: str, server: Server, settings: Settings) -> None:
+        self.driver = driver
+        self.shard = shard
+        self.server = server
+        self._settings = settings
+        self._changed = threading.Condition()
+        self._idle: list[tuple[float, Any]] = []
+        self._busy: dict[int, tuple[Any, str]] = {}
+        self._opening = 0
+        self._numbers = itertools.count()
+
+    @contextmanager
+    def connection(self, query_id: str) -> Iterator[Any]:
+        """Lend a connection for the length of a block.
+
+        Raises
+        ------
+        PoolTimeoutError
+            None became free in time.
+        ConnectionFailedError
+            A new one could not be opened.
+        """
+        number, connection = self._borrow(query_id)
+        try:
+            yield connection
+        finally:
+            self._give_back(number, connection)
+
+    def cancel(self, query_id: str) -> None:
+        """Ask the server to stop what the connections lent to that query are running."""
+        with self._changed:
+            connections = [c for c, owner in self._busy.values() if owner == query_id]
+        for connection in connections:
+            self.driver.cancel(connection)
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        with self._changed:
+            idle, self._idle = self._idle, []
+        for _, connection in idle:
+            self.driver.close(connection)
+
+    def _borrow(self, query_id: str) -> tuple[int, Any]:
+        deadline = time.monotonic() + self._settings.pool_timeout
+        limit = self._settings.max_connections_per_worker
+        stale: list[Any] = []
+        connection = None
+        with self._changed:
+            while True:
+                connection = self._take_idle(stale)
+                if connection is not None or len(self._busy) + self._opening < limit:
+                    break
+                if not self._changed.wait(deadline - time.monotonic()):
+                    raise PoolTimeoutError(
+                        f"no connection to shard {self.shard!r} became free in "
+                        f"{self._settings.pool_timeout:g} s: all {limit} of this process are in "
+                        "use. Raise shardsql.max-connections-per-worker or shardsql.pool-timeout "
+                        "in dask.config, or run fewer tasks at a time",
+                        shard=self.shard,
+                        server=self.server.address,
+                    )
+            number = next(self._numbers)
+            if connection is not None:
+                self._busy[number] = (connection, query_id)
+            else:
+                self._opening += 1
+        for old in stale:
+            self.driver.close(old)
+        if connection is not None:
+            return number, connection
+        try:
+            connection = self._open()
+        finally:
+            with self._changed:
+                self._opening -= 1
+                if connection is not None:
+                    self._busy[number] = (connection, query_id)
+                self._changed.notify()
+        return number, connection
+
+    def _take_idle(self, stale: list[Any]) -> Any:
+        oldest = time.monotonic() - self._settings.pool_idle
+        while self._idle:
+            since, connection = self._idle.pop()
+            if since >= oldest and self.driver.is_usable(connection):
+                return connection
+            stale.append(connection)
+        return None
+
+    def _give_back(self, number: int, connection: Any) -> None:
+        usable = self.driver.is_usable(connection)
+        with self._changed:
+            del self._busy[number]
+            if usable:
+                self._idle.append((time.monotonic(), connection))
+            self._changed.notify()
+        if not usable:
+            self.driver.close(connection)
+
+    def _open(self) -> Any:
+        password = resolve_password(self.server, self.shard)
+        failure: ShardSQLError | None = None
+        try:
+            return self.driver.connect(self.server, password, self._settings)
+        except Exception as error:  # noqa: BLE001 - told apart by the driver just below
+            translated = self.driver.translate(error)
+            if translated is None and isinstance(error, ShardSQLError):
+                translated = error
+            reason = str(translated or f"{type(error).__name__}: {error}")
+            sqlstate = getattr(translated, "sqlstate", None)
+            failure = ConnectionFailedError(
+                f"cannot connect to shard {self.shard!r} ({self.server.address}): "
+                f"{_without(reason, password)}",
+                self.shard,
+                self.server.address,
+                sqlstate,
+            )
+        raise failure  # outside of the handler: no chained exception repeats a login
+
+
+def pool_of(topology: Topology, fingerprint: str, shard: str) -> Pool:
+    """Return this process's pool for the primary server of a shard.
+
+    Raises
+    ------
+    TopologyError
+        There is no such shard.
+    ConfigurationError
+        Its driver cannot be loaded here.
+    """
+    key = (os.getpid(), fingerprint, shard)
+    with _lock:
+        pool = _pools.get(key)
+    if pool is None:
+        server = topology.shard(shard).primary
+        made = Pool(driver_named(server.driver), shard, server, Settings.current())
+        with _lock:
+            pool = _pools.setdefault(key, made)
+    return pool
+
+
+def active_pools() -> list[Pool]:
+    """Return the pools of this process."""
+    with _lock:
+        return list(_pools.values())
+
+
+def close_all() -> None:
+    """Close the idle connections of every pool of this process."""
+    for pool in active_pools():
+        pool.close()
+
+
+def _without(text: str, password: str | None) -> str:
+    return " ".join((text.replace(password, "***") if password else text).split())
+
+
+def _forget() -> None:
+    global _lock
+    _lock = threading.Lock()
+    _forgotten.append(dict(_pools))  # keeps them from being closed under the parent
+    _pools.clear()
+
+
+atexit.register(close_all)
+os.register_at_fork(after_in_child=_forget)

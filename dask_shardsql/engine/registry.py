@@ -1,0 +1,178 @@
+"""Topologies by fingerprint: how a task that carries only a fingerprint finds its servers.
+
+A task holds a :class:`TopologyRef`. The process that runs it has the topology
+
+- because it made the query itself (threads, or a scheduler in this process), or
+- because the client's plugin brought it (``distributed``; see ``worker_plugin``), or
+- because it asks its parent process for it (``scheduler="processes"``): over a local socket
+  that authenticates with the key ``multiprocessing`` gives to its children.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import threading
+from contextlib import suppress
+from multiprocessing.connection import Client, Listener
+from typing import Any
+
+from dask_shardsql.errors import TopologyNotFoundError
+from dask_shardsql.secret import PasswordReference, Secret
+from dask_shardsql.topology import Server, Shard, ShardedTable, Topology
+
+__all__ = ["TopologyRef", "pack", "register", "unpack"]
+
+_topologies: dict[str, Topology] = {}
+_lock = threading.Lock()
+_listener_of: int | None = None
+
+
+def register(topology: Topology, fingerprint: str | None = None) -> TopologyRef:
+    """Make `topology` known in this process and return what tasks carry in its place."""
+    ref = TopologyRef(fingerprint or topology.fingerprint)
+    with _lock:
+        _topologies[ref.fingerprint] = topology
+    return ref
+
+
+class TopologyRef:
+    """The name of a topology, without any of its content.
+
+    Parameters
+    ----------
+    fingerprint : str
+        :attr:`Topology.fingerprint` where it was made.
+    """
+
+    __slots__ = ("fingerprint",)
+
+    def __init__(self, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
+
+    @property
+    def is_known(self) -> bool:
+        """Whether this process has the topology already."""
+        return self.fingerprint in _topologies
+
+    def resolve(self) -> Topology:
+        """Return the topology.
+
+        Raises
+        ------
+        TopologyNotFoundError
+            This process was never given it.
+        """
+        topology = _topologies.get(self.fingerprint) or _ask_parent(self.fingerprint)
+        if topology is None:
+            raise TopologyNotFoundError(
+                f"process {os.getpid()} was never given topology {self.fingerprint}. Create the "
+                "Client before the query, or make it current (client.as_current()) while the "
+                "DataFrame is built or computed: that is when workers are given the topology"
+            )
+        return topology
+
+    def __reduce__(self) -> Any:
+        _serve_children()  # a task that is pickled may run in a child process
+        return (TopologyRef, (self.fingerprint,))
+
+    def __repr__(self) -> str:
+        return f"TopologyRef({self.fingerprint!r})"
+
+    def __dask_tokenize__(self) -> Any:
+        return ("dask_shardsql.TopologyRef", self.fingerprint)
+
+
+def pack(topology: Topology) -> tuple[Any, ...]:
+    """Return a topology, secrets and all, as plain values. Only for channels outside of tasks."""
+    shards = [
+        (
+            shard.name,
+            [
+                (
+                    server.driver,
+                    server.keywords,
+                    [(key, secret.reveal()) for key, secret in server.secrets],
+                    server.password and (server.password.kind, server.password.target),
+                    server.role,
+                )
+                for server in shard.servers
+            ],
+        )
+        for shard in topology.shards
+    ]
+    return (shards, [(table.name, table.key) for table in topology.sharded])
+
+
+def unpack(packed: tuple[Any, ...]) -> Topology:
+    """Return the topology that :func:`pack` took apart."""
+    shards, tables = packed
+    return Topology(
+        tuple(
+            Shard(
+                name,
+                tuple(
+                    Server(
+                        driver,
+                        tuple((key, value) for key, value in keywords),
+                        tuple((key, Secret(value)) for key, value in secrets),
+                        PasswordReference(*password) if password else None,
+                        role,
+                    )
+                    for driver, keywords, secrets, password, role in servers
+                ),
+            )
+            for name, servers in shards
+        ),
+        tuple(ShardedTable(name, key) for name, key in tables),
+    )
+
+
+def _address(pid: int) -> str:
+    if os.path.exists("/proc/self"):  # Linux: a name that is no file, gone with the process
+        return f"\0dask_shardsql-{pid}"
+    return os.path.join(tempfile.gettempdir(), f"dask_shardsql-{pid}.sock")
+
+
+def _serve_children() -> None:
+    """Start, once a process, the thread that gives topologies to child processes."""
+    global _listener_of
+    with _lock:
+        if _listener_of == os.getpid() or multiprocessing.parent_process() is not None:
+            return
+        _listener_of = os.getpid()
+        with suppress(OSError):
+            key = bytes(multiprocessing.current_process().authkey)
+            listener = Listener(_address(os.getpid()), "AF_UNIX", authkey=key)
+            threading.Thread(
+                target=_serve, args=(listener,), name="dask_shardsql-topologies", daemon=True
+            ).start()
+
+
+def _serve(listener: Listener) -> None:
+    while True:
+        try:
+            with listener.accept() as connection:
+                topology = _topologies.get(connection.recv())
+                connection.send(pack(topology) if topology else None)
+        except (OSError, EOFError, multiprocessing.AuthenticationError):
+            continue  # a child that died or a stranger: the next one may ask
+
+
+def _ask_parent(fingerprint: str) -> Topology | None:
+    parent = multiprocessing.parent_process()
+    if parent is None or parent.pid is None:
+        return None
+    try:
+        key = bytes(multiprocessing.current_process().authkey)
+        with Client(_address(parent.pid), "AF_UNIX", authkey=key) as connection:
+            connection.send(fingerprint)
+            packed = connection.recv()
+    except (OSError, EOFError, multiprocessing.AuthenticationError):
+        return None
+    if packed is None:
+        return None
+    topology = unpack(packed)
+    register(topology, fingerprint)
+    return topology

@@ -1,0 +1,83 @@
+"""Bring a topology to the workers of a ``distributed`` cluster, outside of every task.
+
+A worker plugin travels once per client and topology over the scheduler's own channel, also to
+workers that join later. On a TLS cluster that channel is encrypted.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Any
+
+from distributed import Client, Worker, WorkerPlugin
+
+from dask_shardsql.engine import registry
+from dask_shardsql.engine.pools import close_all
+from dask_shardsql.errors import ConfigurationError
+from dask_shardsql.topology import Topology
+
+__all__ = ["TopologyPlugin", "give_to_workers"]
+
+_given: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+class TopologyPlugin(WorkerPlugin):  # type: ignore[misc]
+    """Makes a topology known in the worker's process.
+
+    Parameters
+    ----------
+    topology : Topology
+        With its literal secrets, if it has any.
+    """
+
+    def __init__(self, topology: Topology) -> None:
+        self.name = f"dask_shardsql-{topology.fingerprint}"
+        self._fingerprint = topology.fingerprint
+        self._topology = topology
+
+    def setup(self, worker: Worker) -> None:
+        """Register the topology under the client's fingerprint."""
+        registry.register(self._topology, self._fingerprint)
+
+    def teardown(self, worker: Worker) -> None:
+        """Close the idle connections."""
+        close_all()
+
+    def __getstate__(self) -> dict[str, Any]:
+        packed = registry.pack(self._topology)
+        return {"name": self.name, "_fingerprint": self._fingerprint, "_packed": packed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.name = state["name"]
+        self._fingerprint = state["_fingerprint"]
+        self._topology = registry.unpack(state["_packed"])
+
+    def __repr__(self) -> str:
+        return f"<TopologyPlugin {self._fingerprint}>"
+
+
+def give_to_workers(client: Client, topology: Topology) -> None:
+    """Give `topology` to all workers of `client`, once.
+
+    Raises
+    ------
+    ConfigurationError
+        A worker cannot take it, most often as this package is not installed there.
+    """
+    with _lock:
+        if topology.fingerprint in _given.setdefault(client, set()):
+            return
+    problem = ""
+    try:
+        client.register_plugin(TopologyPlugin(topology))
+    except ImportError as error:
+        problem = f"{error}"
+    if problem:
+        raise ConfigurationError(
+            f"the workers of {client.scheduler.address} cannot read shards: {problem}. Install "
+            "dask_shardsql, in the same version as here, where the scheduler and the workers run"
+        )
+    with _lock:
+        _given[client].add(topology.fingerprint)

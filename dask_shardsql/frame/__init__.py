@@ -1,0 +1,1 @@
+"""The dask DataFrame over shards."""

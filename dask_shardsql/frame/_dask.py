@@ -1,0 +1,14 @@
+"""The only door to dask's private expression classes.
+
+dask gives no stability promise for them: ``pyproject.toml`` pins the minor releases that the
+tests have seen, and ``tests/test_dask_contract.py`` fails loudly when one of them moves.
+"""
+
+from __future__ import annotations
+
+from dask._task_spec import Task
+from dask.dataframe.dask_expr._collection import new_collection
+from dask.dataframe.dask_expr._expr import PartitionsFiltered
+from dask.dataframe.dask_expr.io.io import BlockwiseIO
+
+__all__ = ["BlockwiseIO", "PartitionsFiltered", "Task", "new_collection"]

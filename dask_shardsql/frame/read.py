@@ -1,0 +1,166 @@
+"""``read_sharded_sql`` and ``read_sharded_table``: the lazy union as a dask DataFrame."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dask.dataframe as dd
+
+from dask_shardsql.config import Settings, default_topology
+from dask_shardsql.engine import registry
+from dask_shardsql.engine.drivers.base import driver_named
+from dask_shardsql.errors import ConfigurationError
+from dask_shardsql.frame._dask import new_collection
+from dask_shardsql.frame.expr import ReadShards
+from dask_shardsql.query import prepare
+from dask_shardsql.topology import Topology
+
+__all__ = ["read_sharded_sql", "read_sharded_table"]
+
+
+def read_sharded_sql(
+    sql: str,
+    topology: Topology | None = None,
+    params: Sequence[Any] | Mapping[str, Any] | None = None,
+    *,
+    dtype_backend: str | None = None,
+    types: Mapping[str, Any] | None = None,
+    shard_column: str | None = None,
+    shards: Sequence[str] | None = None,
+    unrepresentable: str | None = None,
+    check_schema: bool | None = None,
+    snapshot: str | None = None,
+    scheduler: Any = None,
+) -> dd.DataFrame:
+    """Read one query from every shard as a lazy dask DataFrame, one partition a shard.
+
+    Parameters
+    ----------
+    sql : str
+        One query (SELECT, VALUES, TABLE, WITH), with ``%s`` or ``%(name)s`` for parameters.
+    topology : Topology, optional
+        The shards; by default the one that ``shardsql.topology`` in ``dask.config`` names.
+    params : sequence or mapping, optional
+        The parameters' values. Without it a ``%`` in the text stands for itself.
+    dtype_backend : {"pyarrow", "numpy_nullable", "numpy"}, optional
+        Kind of the DataFrame's dtypes, as in pandas' readers (``shardsql.dtype-backend``,
+        ``"pyarrow"`` by default, which is lossless).
+    types : mapping of str to pyarrow.DataType or str, optional
+        Other Arrow types than the default ones, by column name: ``{"price": "float64"}``.
+    shard_column : str, optional
+        Name of an extra last column that holds the name of the shard each row came from.
+    shards : sequence of str, optional
+        Names of the shards to read; all by default.
+    unrepresentable : {"raise", "null"}, optional
+        What becomes of a value its Arrow type cannot hold (``shardsql.unrepresentable``).
+    check_schema : bool, optional
+        Whether every shard describes the query now (``shardsql.check-schema``), or only the
+        first; each shard's answer is compared with the description in any case.
+    snapshot : str, optional
+        A name for this read. Reads of the same text, parameters, topology and name have the same
+        keys, so that Dask may take one for the other. Without it every read is a new one.
+    scheduler : str, callable or Client, optional
+        Where the description runs, as in ``dask.compute``.
+
+    Returns
+    -------
+    dask.dataframe.DataFrame
+        One partition a shard, in the order of the topology, with unknown divisions. Columns and
+        dtypes are those that the servers describe, also for shards without rows.
+
+    Raises
+    ------
+    QueryError
+        A server refused the query: once, with its message, SQLSTATE and position.
+    SchemaMismatchError
+        The shards describe the answer differently.
+    ColumnError
+        Two columns have one name, or `types` names a column that is not there.
+    ConnectionFailedError
+        A shard cannot be reached.
+
+    Notes
+    -----
+    Nothing but the description runs now. The query runs when the DataFrame is computed, in a
+    read-only transaction a shard, wherever Dask then runs: threads, a LocalCluster, a remote
+    scheduler. The rows are the concatenation of the shards' answers; no snapshot spans shards.
+
+    Examples
+    --------
+    >>> ddf = read_sharded_sql("SELECT * FROM orders WHERE o_custkey = %s", topology, [543])
+    >>> ddf.groupby("o_orderpriority").o_totalprice.sum().compute()  # doctest: +SKIP
+    """
+    settings = Settings.current(
+        dtype_backend=dtype_backend, unrepresentable=unrepresentable, check_schema=check_schema
+    )
+    prepared = prepare(
+        sql,
+        topology,
+        params,
+        types=types,
+        shard_column=shard_column,
+        shards=shards,
+        settings=settings,
+        find_not_null=settings.dtype_backend == "numpy",
+        scheduler=scheduler,
+    )
+    ref = registry.register(prepared.topology)
+    answer, token = prepared.answer, uuid.uuid4().hex
+    if snapshot is not None:
+        answer, token = answer.named(snapshot), snapshot
+    return new_collection(ReadShards(ref, prepared.shards, answer, settings.dtype_backend, token))
+
+
+def read_sharded_table(
+    table: str,
+    topology: Topology | None = None,
+    *,
+    columns: Sequence[str] | None = None,
+    schema: str | None = None,
+    **options: Any,
+) -> dd.DataFrame:
+    """Read a sharded table from every shard as a lazy dask DataFrame.
+
+    Parameters
+    ----------
+    table : str
+        The table's name exactly as it is in the database; it is quoted.
+    topology : Topology, optional
+        The shards; by default the one that ``shardsql.topology`` in ``dask.config`` names.
+    columns : sequence of str, optional
+        The columns to read; all by default.
+    schema : str, optional
+        The database schema that the table is in.
+    **options
+        As in :func:`read_sharded_sql`.
+
+    Returns
+    -------
+    dask.dataframe.DataFrame
+        As from :func:`read_sharded_sql`.
+
+    Raises
+    ------
+    ConfigurationError
+        The topology names sharded tables, and this is none of them: a reference table is whole on
+        every shard, so that its union would hold every row n times.
+    """
+    topology = default_topology(topology)
+    full = f"{schema}.{table}" if schema else table
+    known = [entry.name for entry in topology.sharded]
+    if known and not {full, table} & {*known, *(name.rpartition(".")[2] for name in known)}:
+        one = options.get("shards")
+        if one is None or len(one) != 1:
+            raise ConfigurationError(
+                f"{full!r} is not a sharded table of this topology (sharded are "
+                f"{', '.join(known)}), so it is whole on every shard. Read it from one of them: "
+                f"shards=[{topology.shards[0].name!r}]"
+            )
+    if isinstance(columns, str) or (columns is not None and not columns):
+        raise ConfigurationError("columns must be a list of at least one column's name")
+    quote = driver_named(topology.shards[0].primary.driver).quote_identifier
+    chosen = ", ".join(quote(column) for column in columns) if columns else "*"
+    name = ".".join(quote(part) for part in (schema, table) if part)
+    return read_sharded_sql(f"SELECT {chosen} FROM {name}", topology, **options)

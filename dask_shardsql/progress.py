@@ -1,0 +1,111 @@
+"""What a query tells about itself while it runs; nothing here draws.
+
+Every shard's task emits events in the process it runs in. There they reach the listeners of that
+process, and, from a Dask worker, the listeners of every client, through the scheduler's own
+event log.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+
+__all__ = ["TOPIC", "ShardEvent", "emit", "listen"]
+
+#: The topic of the scheduler's event log that workers publish to.
+TOPIC = "dask_shardsql"
+
+
+@dataclass(frozen=True)
+class ShardEvent:
+    """One shard's progress with one query.
+
+    Parameters
+    ----------
+    query_id : str
+        The query, as in the sessions' ``application_name``.
+    shard : str
+        The shard's name.
+    state : str
+        ``started``, ``reading``, ``finished`` or ``failed``.
+    rows : int
+        Rows read so far.
+    nbytes : int
+        Bytes received from the server so far.
+    seconds : float
+        Time since the shard's task started.
+    """
+
+    query_id: str
+    shard: str
+    state: str
+    rows: int = 0
+    nbytes: int = 0
+    seconds: float = 0.0
+
+
+Listener = Callable[[ShardEvent], None]
+
+_listeners: list[Listener] = []
+_lock = threading.Lock()
+
+
+def emit(event: ShardEvent) -> None:
+    """Tell the listeners of this process and, from a Dask worker, those of the clients."""
+    with _lock:
+        listeners = tuple(_listeners)
+    for listener in listeners:
+        listener(event)
+    if "distributed" in sys.modules:
+        from distributed import get_worker
+
+        with suppress(ValueError):  # not on a worker
+            get_worker().log_event(TOPIC, asdict(event))
+
+
+@contextmanager
+def listen(listener: Listener) -> Iterator[None]:
+    """Call `listener` with every :class:`ShardEvent` while the block runs.
+
+    Parameters
+    ----------
+    listener : callable
+        Called from whichever thread the event arose in; it must be quick and must not raise.
+
+    Notes
+    -----
+    With a current ``distributed.Client`` the events of its workers arrive too, a moment later.
+    """
+    with _lock:
+        _listeners.append(listener)
+    try:
+        with _listening_on_cluster(listener):
+            yield
+    finally:
+        with _lock:
+            _listeners.remove(listener)
+
+
+@contextmanager
+def _listening_on_cluster(listener: Listener) -> Iterator[None]:
+    client = None
+    if "distributed" in sys.modules:
+        from distributed import default_client
+
+        with suppress(ValueError):  # no client is current
+            client = default_client()
+    if client is None:
+        yield
+        return
+
+    def hear(logged: tuple[float, dict[str, object]]) -> None:
+        listener(ShardEvent(**logged[1]))  # type: ignore[arg-type]
+
+    client.subscribe_topic(TOPIC, hear)
+    try:
+        yield
+    finally:
+        client.unsubscribe_topic(TOPIC)

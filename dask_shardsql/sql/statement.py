@@ -1,0 +1,92 @@
+"""One statement: find where a text's statement ends, as PostgreSQL's lexer would.
+
+The rules are those of the PostgreSQL manual, section 4.1: quoted strings and identifiers,
+``E''`` strings with backslashes, dollar quotes, comments (``/* */`` nests).
+"""
+
+from __future__ import annotations
+
+import re
+
+from dask_shardsql.errors import StatementError
+
+__all__ = ["single_query"]
+
+_QUERY_WORDS = ("select", "table", "values", "with")
+
+# What can hide a semicolon, or stands outside of it; block comments nest and are cut by hand.
+_TOKEN = re.compile(
+    r"""
+      (?P<line>--[^\r\n]*)
+    | (?P<block>/\*)
+    | (?P<escape>(?<![\w$])[eE]'(?:[^'\\]|\\.|'')*(?:'|\Z))
+    | (?P<string>'(?:[^']|'')*(?:'|\Z))
+    | (?P<identifier>"(?:[^"]|"")*(?:"|\Z))
+    | (?P<dollar>(?<![\w$])\$(?P<tag>(?:[^\W\d]\w*)?)\$.*?(?:\$(?P=tag)\$|\Z))
+    | (?P<end>;)
+    | (?P<blank>\s+)
+    | (?P<word>[\w$]+)
+    | (?P<other>.)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_BLOCK_EDGE = re.compile(r"/\*|\*/")
+
+
+def single_query(sql: str) -> str:
+    """Return the text of the one query in `sql`, without the semicolon that ends it.
+
+    Parameters
+    ----------
+    sql : str
+        The user's text; comments are kept.
+
+    Raises
+    ------
+    StatementError
+        The text is empty, holds several statements, or starts like something that is not a query.
+    """
+    if not isinstance(sql, str):
+        raise StatementError(f"the query must be a text, not {type(sql).__name__}")
+    if "\0" in sql:
+        raise StatementError("the query holds a NUL character, which no SQL text may", query=sql)
+    first: str | None = None
+    end: int | None = None
+    position = 0
+    while position < len(sql):
+        token = _TOKEN.match(sql, position)
+        assert token is not None  # noqa: S101 - 'other' matches any character
+        position = token.end()
+        kind = token.lastgroup if token.lastgroup != "tag" else "dollar"
+        if kind == "block":
+            position = _end_of_block_comment(sql, position)
+        elif kind == "end":
+            end = token.start() if end is None else end
+        elif kind not in ("line", "blank"):
+            if end is not None:
+                raise StatementError(
+                    "only one statement can be run, and a second one starts here",
+                    position=token.start() + 1,
+                    query=sql,
+                    hint="run the statements one by one",
+                )
+            if first is None and token.group() != "(":
+                first = token.group()
+    if first is None:
+        raise StatementError("the query is empty", query=sql)
+    if first.lower() not in _QUERY_WORDS:
+        raise StatementError(
+            f"only a query can be read from the shards, and this text starts with {first[:30]!r}",
+            query=sql,
+            hint="write SELECT, VALUES, TABLE or WITH ... SELECT",
+        )
+    return sql if end is None else sql[:end]
+
+
+def _end_of_block_comment(sql: str, position: int) -> int:
+    depth = 1
+    for edge in _BLOCK_EDGE.finditer(sql, position):
+        depth += 1 if edge.group() == "/*" else -1
+        if depth == 0:
+            return edge.end()
+    return len(sql)
