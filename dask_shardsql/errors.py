@@ -66,6 +66,9 @@ class ShardSQLError(Exception):
             return self.message
         return f"shard {self.shard!r}: {self.message}"
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
 
 class TopologyError(ShardSQLError):
     """The description of shards, servers and tables is wrong or incomplete."""
@@ -226,9 +229,7 @@ class UnrepresentableValueError(ShardSQLError):
         The shard it came from.
     """
 
-    def __init__(
-        self, column: str, value: str, arrow_type: str, shard: str | None = None
-    ) -> None:
+    def __init__(self, column: str, value: str, arrow_type: str, shard: str | None = None) -> None:
         super().__init__("", shard)
         self.args = (column, value, arrow_type, shard)
         self.column = column

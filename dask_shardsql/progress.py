@@ -102,7 +102,9 @@ def _listening_on_cluster(listener: Listener) -> Iterator[None]:
         return
 
     def hear(logged: tuple[float, dict[str, object]]) -> None:
-        listener(ShardEvent(**logged[1]))  # type: ignore[arg-type]
+        # distributed adds the worker's address
+        fields = {k: v for k, v in logged[1].items() if k in ShardEvent.__dataclass_fields__}
+        listener(ShardEvent(**fields))  # type: ignore[arg-type]
 
     client.subscribe_topic(TOPIC, hear)
     try:

@@ -160,7 +160,11 @@ def collect(
         scheduler=scheduler,
     )
     tables = _run(
-        read_shard, prepared.topology, prepared.shards, prepared.answer, "collect-sharded-sql",
+        read_shard,
+        prepared.topology,
+        prepared.shards,
+        prepared.answer,
+        "collect-sharded-sql",
         scheduler,
     )
     return pa.concat_tables(tables).replace_schema_metadata()

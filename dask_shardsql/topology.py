@@ -274,7 +274,7 @@ class Topology:
             entry = _table(raw, f"shard {number} of {source}")
             name = entry.pop("name", None)
             if not isinstance(name, str):
-                raise TopologyError(f"shard {number} of {source} has no name: add name = \"...\"")
+                raise TopologyError(f'shard {number} of {source} has no name: add name = "..."')
             server = _server(entry, f"shard {name!r} of {source}", defaults)
             shards.append(Shard(name, (server,)))
         tables = []
@@ -283,7 +283,7 @@ class Topology:
             fields = {"key": value} if isinstance(value, str) else _table(value, where)
             _known_keys(fields, ("key",), where)
             if not isinstance(fields.get("key"), str) or not fields["key"]:
-                raise TopologyError(f"{where} names no shard key: write {table} = \"column\"")
+                raise TopologyError(f'{where} names no shard key: write {table} = "column"')
             tables.append(ShardedTable(str(table), fields["key"]))
         return cls(tuple(shards), tuple(tables))
 
@@ -366,7 +366,9 @@ def _server(
         if not isinstance(value, str | int | float | bool):
             raise TopologyError(f"{where}: the value of {key!r} must be a text or a number")
         if driver == POSTGRESQL and not is_libpq_keyword(key):
-            raise TopologyError(f"{where}: unknown key {key!r}{_did_you_mean(key, (*LIBPQ_HINTS, *PASSWORD_REFERENCES))}")
+            raise TopologyError(
+                f"{where}: unknown key {key!r}{_did_you_mean(key, (*LIBPQ_HINTS, *PASSWORD_REFERENCES))}"
+            )
     if driver == POSTGRESQL:
         check_address(keywords, where)
     secrets = {k: Secret(str(v)) for k, v in keywords.items() if is_secret_keyword(k)}
@@ -415,4 +417,6 @@ def _table(value: Any, where: str) -> dict[str, Any]:
 def _unique(what: str, names: Sequence[str]) -> None:
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
-        raise TopologyError(f"two {what} are named {', '.join(map(repr, twice))}; names must differ")
+        raise TopologyError(
+            f"two {what} are named {', '.join(map(repr, twice))}; names must differ"
+        )

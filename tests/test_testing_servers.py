@@ -89,10 +89,12 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def start_script(body: str, **options: Any) -> tuple[subprocess.Popen[str], dict[str, Any]]:
-    child = subprocess.Popen(
-        script(body), stdout=subprocess.PIPE, text=True, env=environment(), **options
-    )
+def start_script(
+    body: str, program: str = sys.executable, **options: Any
+) -> tuple[subprocess.Popen[str], dict[str, Any]]:
+    """Run a script in a process of its own until it has reported; return it and its report."""
+    options = {"env": environment(), "stdout": subprocess.PIPE, "text": True} | options
+    child: subprocess.Popen[str] = subprocess.Popen([program, *script(body)[1:]], **options)
     assert child.stdout is not None
     return child, json.loads(child.stdout.readline())
 
@@ -397,22 +399,35 @@ def test_root_runs_servers_as_another_user(servers: ShardServers) -> None:
         assert os.stat(f"/proc/{pid}").st_uid != 0
 
 
+def interpreter_for(options: dict[str, Any]) -> str | None:
+    """Return a Python of this version that another user can run the library with."""
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    for program in (sys.executable, shutil.which(name, path="/usr/local/bin:/usr/bin")):
+        command = [program or "", *script("")[1:]]
+        try:
+            subprocess.run(command, check=True, capture_output=True, **options)
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        return program
+    return None
+
+
 @needs_root
-def test_an_ordinary_user_can_start_servers(tmp_path: Path) -> None:
+@needs_linux
+def test_an_ordinary_user_can_start_servers() -> None:
     user = pwd.getpwnam("nobody")
-    options: dict[str, Any] = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-    check = subprocess.run(
-        script(""),
-        capture_output=True,
-        text=True,
-        env=environment(),
-        cwd="/",
-        check=False,
-        **options,
-    )
-    if check.returncode != 0:
-        pytest.skip(f"user nobody cannot read this environment: {check.stderr.strip()[-200:]}")
-    child, facts = start_script("report(start_shards(1)); time.sleep(60)", cwd="/", **options)
+    packages = Path(psycopg2.__file__).parents[1]
+    options: dict[str, Any] = {
+        "user": user.pw_uid,
+        "group": user.pw_gid,
+        "extra_groups": [],
+        "cwd": "/",
+        "env": environment() | {"PYTHONPATH": f"{ROOT}:{packages}"},
+    }
+    program = interpreter_for(options)
+    if program is None:
+        pytest.skip("user 'nobody' can read no Python of this version with this library")
+    child, facts = start_script("report(start_shards(1)); time.sleep(60)", program, **options)
     assert facts["uid"] == user.pw_uid
     assert {os.stat(f"/proc/{pid}").st_uid for pid in facts["pids"].values()} == {user.pw_uid}
     assert stat.S_IMODE(os.stat(facts["directory"]).st_mode) == 0o700
@@ -423,7 +438,7 @@ def test_an_ordinary_user_can_start_servers(tmp_path: Path) -> None:
     # Root leaves another user's leftovers alone; that user's next start removes them.
     with start_shards(1, reference=False):
         assert Path(facts["directory"]).exists()
-    child, _ = start_script("with start_shards(1) as s: report(s)", cwd="/", **options)
+    child, _ = start_script("with start_shards(1) as s: report(s)", program, **options)
     child.communicate()
     assert not Path(facts["directory"]).exists()
 

@@ -1,4 +1,4 @@
-"""The only door to dask's private expression classes.
+"""The only door to dask's private classes.
 
 dask gives no stability promise for them: ``pyproject.toml`` pins the minor releases that the
 tests have seen, and ``tests/test_dask_contract.py`` fails loudly when one of them moves.
@@ -7,8 +7,21 @@ tests have seen, and ``tests/test_dask_contract.py`` fails loudly when one of th
 from __future__ import annotations
 
 from dask._task_spec import Task
+from dask.dataframe import groupby as groupby_module
 from dask.dataframe.dask_expr._collection import new_collection
 from dask.dataframe.dask_expr._expr import PartitionsFiltered
+from dask.dataframe.dask_expr._groupby import Mean as GroupByMean
 from dask.dataframe.dask_expr.io.io import BlockwiseIO
+from dask.dataframe.extensions import make_scalar
+from dask.tokenize import normalize_token
 
-__all__ = ["BlockwiseIO", "PartitionsFiltered", "Task", "new_collection"]
+__all__ = [
+    "BlockwiseIO",
+    "GroupByMean",
+    "PartitionsFiltered",
+    "Task",
+    "groupby_module",
+    "make_scalar",
+    "new_collection",
+    "normalize_token",
+]

@@ -10,10 +10,13 @@ import pandas as pd
 from dask_shardsql.engine.fetch import Answer, read_shard
 from dask_shardsql.engine.registry import TopologyRef
 from dask_shardsql.frame._dask import BlockwiseIO, PartitionsFiltered, Task
+from dask_shardsql.frame.decimals import install
 from dask_shardsql.frame.to_pandas import to_pandas
 from dask_shardsql.query import share_topology
 
 __all__ = ["ReadShards"]
+
+install()
 
 
 class ReadShards(PartitionsFiltered, BlockwiseIO):  # type: ignore[misc]

@@ -46,7 +46,8 @@ def to_pandas(table: pa.Table, answer: Answer, dtype_backend: str) -> pd.DataFra
     except (ValueError, OverflowError) as error:
         failure = error
     raise UnrepresentableValueError(
-        ", ".join(f.name for f in table.schema if pa.types.is_date(f.type)), str(failure),
+        ", ".join(f.name for f in table.schema if pa.types.is_date(f.type)),
+        str(failure),
         f"datetime.date under dtype_backend={dtype_backend!r}",
     )
 

@@ -152,8 +152,7 @@ def override_types(
             unknown,
         )
     return tuple(
-        replace(column, arrow_type=wanted.get(column.name, column.arrow_type))
-        for column in columns
+        replace(column, arrow_type=wanted.get(column.name, column.arrow_type)) for column in columns
     )
 
 

@@ -88,7 +88,7 @@ class ContainerServer:
     def wait_ready(self, *, may_move: bool) -> None:
         """Return when the server accepts connections."""
         deadline = time.monotonic() + self._timeout
-        while (problem := probe(self.host, self.port, self.user, self.password)[0]) is not None:
+        while (problem := probe(self.host, self.port, self.user, self.password)) is not None:
             if time.monotonic() > deadline or self.pid is None:
                 raise ConnectionFailedError(
                     f"cannot start PostgreSQL container '{self.name}' on {self.host}:{self.port} "

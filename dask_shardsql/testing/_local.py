@@ -49,23 +49,20 @@ def free_port() -> int:
     )
 
 
-def probe(host: str, port: int, user: str, password: str) -> tuple[str | None, str]:
-    """Return why a server does not answer, or None, and its data directory."""
+def probe(host: str, port: int, user: str, password: str) -> str | None:
+    """Return why a server does not answer, or None."""
     try:
-        connection = psycopg2.connect(
+        psycopg2.connect(
             host=host,
             port=port,
             user=user,
             password=password,
             dbname="postgres",
             connect_timeout=5,
-        )
-        with contextlib.closing(connection), connection.cursor() as cursor:
-            cursor.execute("SHOW data_directory")
-            row = cursor.fetchone()
-            return None, str(row[0]) if row else ""
+        ).close()
     except psycopg2.OperationalError as error:
-        return str(error).strip(), ""
+        return str(error).strip()
+    return None
 
 
 class LocalServer:
@@ -156,13 +153,14 @@ class LocalServer:
 
     def _probe(self) -> str | None:
         """Return why the server cannot be used yet, or None."""
-        problem, found = probe(self.host, self.port, self.user, self.password)
-        if problem is not None:
-            return problem
-        # Another server of ours could have the port, with the same password.
-        if os.path.realpath(found) != os.path.realpath(self.data):
-            return f"another server, on '{found}', has the port"
-        return None
+        # The postmaster's own word comes first: whoever else has the port may never answer.
+        try:
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+        except OSError:
+            lines = []
+        if lines[:1] != [str(self.pid)] or "".join(lines[7:8]).strip() != "ready":
+            return "not ready yet"
+        return probe(self.host, self.port, self.user, self.password)
 
     def _exit_code(self) -> int | None:
         return self._process.poll() if self._process is not None else None

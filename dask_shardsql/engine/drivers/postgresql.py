@@ -257,5 +257,7 @@ def _adapt(value: Any) -> Any:
     if isinstance(value, UUID):
         return pgx.AsIs(f"'{value}'::uuid")
     if isinstance(value, list | tuple):
-        return type(value)(_adapt(item) for item in value) if type(value) in (list, tuple) else value
+        return (
+            type(value)(_adapt(item) for item in value) if type(value) in (list, tuple) else value
+        )
     return value

@@ -1,0 +1,48 @@
+"""Real PostgreSQL servers for the tests: seven shards and a reference, started once."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+
+os.environ["DASK_CONFIG"] = tempfile.mkdtemp(prefix="dask-config-")  # leave the user's alone
+for name in [name for name in os.environ if name.startswith("PG")]:
+    del os.environ[name]
+
+import pytest
+
+from dask_shardsql import Topology
+from dask_shardsql.testing import ShardServers, find_binaries, start_shards
+
+SHARDED = {"orders": "o_orderkey", "lineitem": "l_orderkey"}
+
+
+def pytest_report_header() -> str:
+    binaries = find_binaries()
+    return f"postgresql: {binaries.version} from {binaries.source}"
+
+
+@pytest.fixture(scope="session")
+def servers():
+    """Seven shards s1..s7 and a reference server."""
+    with start_shards(7, sharded=SHARDED) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def topology(servers: ShardServers) -> Topology:
+    """The first four of the shards."""
+    return first_shards(servers, 4)
+
+
+@pytest.fixture
+def table_name() -> str:
+    """A name no other test uses."""
+    return f"t_{uuid.uuid4().hex[:10]}"
+
+
+def first_shards(servers: ShardServers, n: int) -> Topology:
+    """A topology of the first n of the servers' shards."""
+    names = [shard.name for shard in servers.topology.shards[:n]]
+    return Topology.from_dsns({name: servers.dsns[name] for name in names}, sharded=SHARDED)
