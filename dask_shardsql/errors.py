@@ -24,6 +24,8 @@ which is what pickle replays.
 
 from __future__ import annotations
 
+import copy
+
 __all__ = [
     "ColumnError",
     "ConfigurationError",
@@ -153,7 +155,9 @@ class QueryError(ShardSQLError):
 
     def with_note(self, note: str) -> QueryError:
         """Return the same error with another `note`."""
-        return type(self)(*self.args[:-1], note)
+        error = copy.copy(self)
+        error.note = note
+        return error
 
     def __str__(self) -> str:
         where = f"shard {self.shard!r}: " if self.shard else ""
@@ -241,7 +245,8 @@ class UnrepresentableValueError(ShardSQLError):
         return (
             f"cannot hold {self.value!r} of column {self.column!r}{where} as {self.arrow_type}. "
             f"Select it as text (CAST({self.column} AS text)), give the column another type with "
-            f'types={{{self.column!r}: ...}}, or read such values as NULL with unrepresentable="null"'
+            f"types={{{self.column!r}: ...}}, or read such values as NULL with "
+            'unrepresentable="null"'
         )
 
 

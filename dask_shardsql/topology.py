@@ -1,13 +1,10 @@
 """The shards, their servers and the tables that are sharded over them: frozen value objects.
 
-A topology opens no connection, and can be made where no database can be reached. Literal
-secrets are kept apart from the other connection keywords, so that all the rest can be shown,
-hashed and sent.
+A topology opens no connection, and can be made where no database can be reached.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import json
@@ -16,80 +13,16 @@ import re
 import stat
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dask_shardsql.dsn import LIBPQ_HINTS, POSTGRESQL, check_address, is_libpq_keyword, parse_dsn
 from dask_shardsql.errors import TopologyError
-from dask_shardsql.secret import PASSWORD_REFERENCES, PasswordReference, Secret, is_secret_keyword
+from dask_shardsql.secret import PASSWORD_REFERENCES
+from dask_shardsql.server import Server, as_table, known_keys, server_from_mapping
 
 __all__ = ["Server", "Shard", "ShardedTable", "Topology"]
-
-Keyword = str | int | float | bool
-
-
-@dataclass(frozen=True)
-class Server:
-    """One endpoint that serves a shard.
-
-    Parameters
-    ----------
-    driver : str, default "postgresql"
-        Name of the driver: ``postgresql``, ``sqlite``, ``duckdb``, ``dbapi``, or one that an
-        installed package offers as entry point ``dask_shardsql.drivers``.
-    keywords : tuple of (str, value)
-        Connection keywords without any secret, sorted by name.
-    secrets : tuple of (str, Secret)
-        Literal secrets by keyword. Only for local use: they are never part of a task.
-    password : PasswordReference, optional
-        Where the process that connects finds the password.
-    role : str, default "primary"
-        ``primary`` or ``replica``.
-    """
-
-    driver: str = POSTGRESQL
-    keywords: tuple[tuple[str, Keyword], ...] = ()
-    secrets: tuple[tuple[str, Secret], ...] = ()
-    password: PasswordReference | None = None
-    role: str = "primary"
-
-    @classmethod
-    def from_dsn(cls, dsn: str) -> Server:
-        """Make a server from a connection string.
-
-        Parameters
-        ----------
-        dsn : str
-            libpq keywords (``host=db2 dbname=shop``, ``service=shard1``), a URL
-            (``postgresql://db3/shop``), or ``sqlite:///file``, ``duckdb:///file``. See the
-            PostgreSQL manual, section 34.1.1.
-
-        Raises
-        ------
-        TopologyError
-            When it cannot be read. The text itself is never repeated, as it may hold a password.
-        """
-        return _server({"dsn": dsn}, "the connection string")
-
-    @property
-    def address(self) -> str:
-        """Where the server is, for people: host and port, service or file; never a login."""
-        known = dict(self.keywords)
-        if "service" in known and "host" not in known and "hostaddr" not in known:
-            return f"service {known['service']}"
-        if self.driver == POSTGRESQL or "host" in known:
-            host = known.get("host") or known.get("hostaddr") or "local socket"
-            port = known.get("port", 5432 if self.driver == POSTGRESQL else None)
-            return f"{host}:{port}" if port else str(host)
-        return str(known.get("database", self.driver))
-
-    def __repr__(self) -> str:
-        known = " ".join(f"{key}={value}" for key, value in self.keywords)
-        masked = "".join(f" {key}=***" for key, _ in self.secrets)
-        reference = f" {self.password.kind}=..." if self.password else ""
-        return f"<Server {self.driver} {self.role}: {known}{masked}{reference}>"
 
 
 @dataclass(frozen=True)
@@ -261,27 +194,27 @@ class Topology:
         TopologyError
             A key is unknown or missing; the message names it, and the shard.
         """
-        _known_keys(mapping, ("defaults", "sharded", "shards"), source)
-        defaults = _table(mapping.get("defaults", {}), f"[defaults] of {source}")
+        known_keys(mapping, ("defaults", "sharded", "shards"), source)
+        defaults = as_table(mapping.get("defaults", {}), f"[defaults] of {source}")
         entries = mapping.get("shards", [])
         if isinstance(entries, Mapping):
             entries = [
-                {**_table(entry, f"shard {name!r} of {source}"), "name": name}
+                {**as_table(entry, f"shard {name!r} of {source}"), "name": name}
                 for name, entry in entries.items()
             ]
         shards = []
         for number, raw in enumerate(entries, start=1):
-            entry = _table(raw, f"shard {number} of {source}")
+            entry = as_table(raw, f"shard {number} of {source}")
             name = entry.pop("name", None)
             if not isinstance(name, str):
                 raise TopologyError(f'shard {number} of {source} has no name: add name = "..."')
-            server = _server(entry, f"shard {name!r} of {source}", defaults)
+            server = server_from_mapping(entry, f"shard {name!r} of {source}", defaults)
             shards.append(Shard(name, (server,)))
         tables = []
-        for table, value in _table(mapping.get("sharded", {}), f"[sharded] of {source}").items():
+        for table, value in as_table(mapping.get("sharded", {}), f"[sharded] of {source}").items():
             where = f"[sharded] {table!r} of {source}"
-            fields = {"key": value} if isinstance(value, str) else _table(value, where)
-            _known_keys(fields, ("key",), where)
+            fields = {"key": value} if isinstance(value, str) else as_table(value, where)
+            known_keys(fields, ("key",), where)
             if not isinstance(fields.get("key"), str) or not fields["key"]:
                 raise TopologyError(f'{where} names no shard key: write {table} = "column"')
             tables.append(ShardedTable(str(table), fields["key"]))
@@ -337,81 +270,6 @@ class Topology:
             shown.append(f"... {len(self.shards)} in all")
         tables = {table.name: table.key for table in self.sharded}
         return f"Topology(shards=[{', '.join(shown)}], sharded={tables})"
-
-
-def _server(
-    entry: Mapping[str, Any], where: str, defaults: Mapping[str, Any] | None = None
-) -> Server:
-    """Make a server from the keys of a shard's table over those of ``[defaults]``."""
-    merged = {**(defaults or {}), **entry}
-    keywords: dict[str, Any] = {}
-    driver = str(merged.pop("driver", ""))
-    if (dsn := merged.pop("dsn", None)) is not None:
-        found, keywords = parse_dsn(dsn, where)
-        if driver and driver != found:
-            raise TopologyError(f"{where}: driver is {driver!r}, but its dsn is for {found!r}")
-        driver = found
-    driver = driver or POSTGRESQL
-    references = {key: merged.pop(key) for key in PASSWORD_REFERENCES if key in merged}
-    own = [key for key in references if key in entry]
-    if own:  # what a shard says itself replaces what [defaults] says
-        references = {key: references[key] for key in own}
-        if "password" not in entry:
-            merged.pop("password", None)
-    elif "password" in entry or "password" in keywords:
-        references = {}
-    keywords = {**{k: v for k, v in merged.items() if k not in entry}, **keywords}
-    keywords.update({k: v for k, v in merged.items() if k in entry})
-    for key, value in keywords.items():
-        if not isinstance(value, str | int | float | bool):
-            raise TopologyError(f"{where}: the value of {key!r} must be a text or a number")
-        if driver == POSTGRESQL and not is_libpq_keyword(key):
-            raise TopologyError(
-                f"{where}: unknown key {key!r}{_did_you_mean(key, (*LIBPQ_HINTS, *PASSWORD_REFERENCES))}"
-            )
-    if driver == POSTGRESQL:
-        check_address(keywords, where)
-    secrets = {k: Secret(str(v)) for k, v in keywords.items() if is_secret_keyword(k)}
-    if len(references) > 1 or (references and "password" in secrets):
-        both = ", ".join([*references, *(["password"] if "password" in secrets else [])])
-        raise TopologyError(f"{where}: only one of {both} can say what the password is")
-    password = None
-    for kind, target in references.items():
-        password = PasswordReference(kind, _reference_target(kind, target, where))
-    plain = sorted((k, v) for k, v in keywords.items() if k not in secrets)
-    return Server(driver, tuple(plain), tuple(sorted(secrets.items())), password)
-
-
-def _reference_target(kind: str, target: Any, where: str) -> str | tuple[str, ...]:
-    words = kind == "password_command" and isinstance(target, list | tuple) and target
-    if words and all(isinstance(word, str) for word in target):
-        return tuple(target)
-    if not isinstance(target, str) or not target:
-        raise TopologyError(f"{where}: {kind} must be {PASSWORD_REFERENCES[kind]}")
-    if kind == "password_callable" and not re.fullmatch(r"[\w.]+:[\w.]+", target):
-        raise TopologyError(f"{where}: {kind} must be {PASSWORD_REFERENCES[kind]}, not {target!r}")
-    return target
-
-
-def _known_keys(mapping: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    known = tuple(known)
-    for key in mapping:
-        if key not in known:
-            raise TopologyError(
-                f"unknown key {key!r} in {where}{_did_you_mean(str(key), known)} "
-                f"(known: {', '.join(known)})"
-            )
-
-
-def _did_you_mean(key: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(key, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _table(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise TopologyError(f"{where} must be a table of keys and values")
-    return dict(value)
 
 
 def _unique(what: str, names: Sequence[str]) -> None:

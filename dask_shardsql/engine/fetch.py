@@ -135,7 +135,7 @@ def read_shard(ref: TopologyRef, shard: str, answer: Answer) -> pa.Table:
 def compare_columns(
     found: dict[str, Columns], expected: Columns
 ) -> tuple[tuple[str, str, str, str], ...]:
-    """Return ``(shard, column, found, expected)`` wherever a shard describes a column differently."""
+    """Return ``(shard, column, found, expected)`` wherever a shard describes another column."""
     differences = []
     for shard, columns in found.items():
         for number in range(max(len(columns), len(expected))):

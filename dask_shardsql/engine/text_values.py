@@ -190,7 +190,7 @@ def _decode_arrays(texts: pa.Array, column: Column, unrepresentable: str) -> pa.
     from psycopg2.extensions import UNICODEARRAY
 
     element = Column(column.name, column.type_name, column.arrow_type.value_type)
-    offsets, flat = [0], []
+    offsets, flat = [0], []  # type: list[int], list[str | None]
     missing = []
     for text in texts.to_pylist():
         items = None if text is None else UNICODEARRAY(text, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -27,8 +27,8 @@ class ReadShards(PartitionsFiltered, BlockwiseIO):  # type: ignore[misc]
     new for every read so that no persisted older answer is taken for this one.
     """
 
-    _parameters = ["ref", "shards", "answer", "dtype_backend", "token", "_partitions"]
-    _defaults = {"_partitions": None}  # noqa: RUF012 - dask's own form
+    _parameters: ClassVar = ["ref", "shards", "answer", "dtype_backend", "token", "_partitions"]
+    _defaults: ClassVar = {"_partitions": None}
 
     @functools.cached_property
     def _name(self) -> str:

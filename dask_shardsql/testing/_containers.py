@@ -81,8 +81,13 @@ class ContainerServer:
         if self._created:
             self._container.get_wrapped_container().start()
         else:
-            self._created = True  # a start that fails half way leaves something to remove
-            self._container.start()
+            try:
+                self._container.start()
+            except BaseException:
+                with contextlib.suppress(Exception):  # half a start leaves something to remove
+                    self._container.stop()
+                raise
+            self._created = True
             self.host = self._container.get_container_host_ip()
 
     def wait_ready(self, *, may_move: bool) -> None:

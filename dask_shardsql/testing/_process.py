@@ -9,7 +9,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,27 +71,8 @@ def switch_user(account: Account | None) -> dict[str, Any]:
     return {"user": account.uid, "group": account.gid, "extra_groups": []}
 
 
-def run(
-    command: Sequence[str | Path], *, account: Account | None, cwd: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run `command` as `account` to its end; return its exit code, and output with stderr."""
-    return subprocess.run(
-        [str(part) for part in command],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env=clean_environment(cwd or Path("/")),
-        cwd=cwd or "/",
-        check=False,
-        umask=0o077,
-        **switch_user(account),
-    )
-
-
 def run_all(
-    commands: Iterable[Sequence[str | Path]], *, account: Account | None
+    commands: Iterable[Sequence[str | Path]], *, account: Account | None, cwd: Path = Path("/")
 ) -> list[tuple[int, str]]:
     """Run `commands` side by side as `account`; return each one's exit code and output."""
     with contextlib.ExitStack() as stack:
@@ -104,15 +85,15 @@ def run_all(
                     stderr=subprocess.STDOUT,
                     text=True,
                     errors="replace",
-                    env=clean_environment(Path("/")),
-                    cwd="/",
+                    env=clean_environment(cwd),
+                    cwd=cwd,
                     umask=0o077,
                     **switch_user(account),
                 )
             )
             for command in commands
         ]
-        outputs = [child.communicate()[0] for child in children]
+        outputs = [child.communicate()[0].strip() for child in children]
         return [(child.returncode, output) for child, output in zip(children, outputs, strict=True)]
 
 
@@ -211,9 +192,3 @@ def process_start(pid: int) -> str | None:
     except OSError:
         return "running"  # no /proc here: the number is all there is
     return None if fields[0] in "ZX" else fields[19]
-
-
-def describe(command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> str:
-    """Return `command` as one line for an error message."""
-    words = [f"{name}={value}" for name, value in (environment or {}).items()]
-    return " ".join([*words, *(str(part) for part in command)])

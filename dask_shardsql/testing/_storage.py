@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import tempfile
 import threading
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dask_shardsql.errors import ConfigurationError
-from dask_shardsql.testing._process import Account, describe, process_start, run, run_all
+from dask_shardsql.testing._process import Account, process_start, run_all
 from dask_shardsql.testing.binaries import PostgreSQLBinaries
 
 _PREFIX = "dask-shardsql"
@@ -158,7 +159,11 @@ class ProcessCache:
             key = (bin_path, locale)
             if key not in self._templates:
                 path = make_private(directory / f"template{len(self._templates)}", account)
-                self._templates[key] = _initdb(binaries, bin_path, path, locale, account)
+                try:
+                    self._templates[key] = _initdb(binaries, bin_path, path, locale, account)
+                except BaseException:
+                    shutil.rmtree(path, ignore_errors=True)
+                    raise
             return self._templates[key]
 
     def readable(self, bin_path: Path, account: Account | None) -> Path:
@@ -185,10 +190,8 @@ CACHE = ProcessCache()
 
 def _can_run(bin_path: Path, account: Account) -> bool:
     try:
-        return all(
-            run([bin_path / program, "--version"], account=account).returncode == 0
-            for program in ("initdb", "postgres")
-        )
+        commands = [(bin_path / program, "--version") for program in ("initdb", "postgres")]
+        return all(code == 0 for code, _ in run_all(commands, account=account))
     except OSError:
         return False
 
@@ -241,18 +244,18 @@ def _initdb(
         "--wal-segsize=1",
     ]
     try:
-        answer = run(command, account=account, cwd=path)
+        [(code, output)] = run_all([command], account=account, cwd=path)
     except OSError as error:
         raise ConfigurationError(
             f"cannot run '{bin_path / 'initdb'}' as {_who(account)}: {error}"
         ) from error
     finally:
         password_file.unlink()
-    if answer.returncode != 0:
+    if code != 0:
         raise ConfigurationError(
             f"cannot initialise a data directory in '{path}' as {_who(account)} with PostgreSQL "
-            f"{binaries.version} ({binaries.source}): exit code {answer.returncode} of "
-            f"{describe(command)}\n{answer.stdout.strip()}"
+            f"{binaries.version} ({binaries.source}): exit code {code} of "
+            f"{shlex.join(map(str, command))}\n{output}"
         )
     return Template(path, password)
 
@@ -269,7 +272,7 @@ def copy_template(template: Template, targets: Iterable[Path], account: Account 
     for path, (code, output) in zip(paths, run_all(commands, account=account), strict=True):
         if code != 0:
             raise ConfigurationError(
-                f"cannot fill data directory '{path}': exit code {code} of cp: {output.strip()}"
+                f"cannot fill data directory '{path}': exit code {code} of cp: {output}"
             )
 
 

@@ -13,38 +13,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import psycopg2
 import psycopg2.extensions
 
 from dask_shardsql.errors import ConfigurationError, QueryError
 from dask_shardsql.testing import _rows, _storage
+from dask_shardsql.testing._server import Server
 from dask_shardsql.testing.binaries import PostgreSQLBinaries
 from dask_shardsql.topology import Topology
 
 __all__ = ["ShardServers"]
 
 REFERENCE = "reference"
-
-
-class Server(Protocol):
-    """What ``LocalServer`` and ``ContainerServer`` have in common."""
-
-    name: str
-    host: str
-    port: int
-    user: str
-    password: str
-
-    @property
-    def pid(self) -> int | None: ...
-    def launch(self) -> None: ...
-    def wait_ready(self, *, may_move: bool) -> None: ...
-    def tail(self, lines: int = 20) -> str: ...
-    def begin_stop(self) -> None: ...
-    def finish_stop(self) -> None: ...
-    def dispose(self) -> None: ...
 
 
 class ShardServers:
@@ -276,7 +258,7 @@ class ShardServers:
         blocks = []
         for name in self.dsns:
             server = self._servers[name]
-            fields = {
+            fields: dict[str, str | int] = {
                 "name": name,
                 "host": server.host,
                 "port": server.port,
@@ -284,15 +266,15 @@ class ShardServers:
                 "user": server.user,
                 "password": server.password,
             }
-            # A JSON string or number is the same in TOML.
-            lines = [f"{key} = {json.dumps(value)}" for key, value in fields.items()]
+            lines = [f"{key} = {_toml(value)}" for key, value in fields.items()]
             blocks.append("\n".join(["[[shards]]", *lines]))
         if self.sharded:
-            lines = [f"{json.dumps(k)} = {json.dumps(v)}" for k, v in self.sharded.items()]
+            lines = [f"{_toml(table)} = {_toml(key)}" for table, key in self.sharded.items()]
             blocks.append("\n".join(["[sharded]", *lines]))
         # Replaced in one step: an older file's wider mode never covers the password.
         draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as handle:
             handle.write("\n\n".join(blocks) + "\n")
         draft.replace(target)
         return target
@@ -366,14 +348,16 @@ class _ExitWork:
     """Stops the servers that are left when the interpreter exits."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._live: set[ShardServers] = set()
         self._pid = 0
 
     def remember(self, servers: ShardServers) -> None:
-        if self._pid != os.getpid():
-            self._live, self._pid = set(), os.getpid()  # a forked child's parent owns the others
-            atexit.register(self.run)
-        self._live.add(servers)
+        with self._lock:
+            if self._pid != os.getpid():  # a forked child's parent owns what the child inherits
+                self._live, self._pid = set(), os.getpid()
+                atexit.register(self.run)
+            self._live.add(servers)
 
     def forget(self, servers: ShardServers) -> None:
         self._live.discard(servers)
@@ -398,3 +382,7 @@ def _dsn(server: Server) -> str:
         user=server.user,
         password=server.password,
     )
+
+
+def _toml(value: str | int) -> str:
+    return json.dumps(value, ensure_ascii=False)  # a JSON string or number is the same in TOML
