@@ -197,7 +197,13 @@ def _run(
         key: Task(key, function, ref, shard, request)
         for key, shard in zip(keys, shards, strict=True)
     }
-    schedule = get_scheduler(scheduler=scheduler) or threaded.get
+    try:
+        schedule = get_scheduler(scheduler=scheduler) or threaded.get
+    except (RuntimeError, ValueError) as error:  # asynchronous clients, unknown names
+        raise ConfigurationError(
+            f"dask cannot run the query here: {error}. Pass scheduler='threads', or a client that "
+            "is not asynchronous"
+        ) from error
     options = {}
     if schedule is threaded.get:
         options["num_workers"] = _threads(len(shards))
@@ -207,14 +213,6 @@ def _run(
     except BaseException:
         cancel_query(query_id)
         raise
-    if not isinstance(results, list | tuple):
-        close = getattr(results, "close", None)
-        if close is not None:
-            close()
-        raise ConfigurationError(
-            "the current client is asynchronous, and this call waits for an answer. Pass "
-            "scheduler='threads', or use a client that is not asynchronous"
-        )
     return list(results)
 
 

@@ -361,8 +361,8 @@ def test_a_parent_that_forgets_to_stop_leaves_nothing(ending: str) -> None:
 def test_ctrl_c_reaches_python_before_the_servers() -> None:
     body = """
         with start_shards(1, reference=False) as servers:
-            report(servers)
             try:
+                report(servers)
                 time.sleep(60)
             except KeyboardInterrupt:
                 time.sleep(0.3)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from importlib.metadata import version
 from typing import Any
 
 from distributed import Client, Worker, WorkerPlugin
@@ -18,6 +19,8 @@ from dask_shardsql.errors import ConfigurationError
 from dask_shardsql.topology import Topology
 
 __all__ = ["TopologyPlugin", "give_to_workers"]
+
+_DISTRIBUTION = "dask_shardsql"
 
 _given: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
@@ -64,20 +67,36 @@ def give_to_workers(client: Client, topology: Topology) -> None:
     Raises
     ------
     ConfigurationError
-        A worker cannot take it, most often as this package is not installed there.
+        This package is not installed, or in another version, where the scheduler or a worker runs.
     """
     with _lock:
         if topology.fingerprint in _given.setdefault(client, set()):
             return
-    problem = ""
-    try:
-        client.register_plugin(TopologyPlugin(topology))
-    except ImportError as error:
-        problem = f"{error}"
-    if problem:
-        raise ConfigurationError(
-            f"the workers of {client.scheduler.address} cannot read shards: {problem}. Install "
-            "dask_shardsql, in the same version as here, where the scheduler and the workers run"
-        )
+    _check_versions(client)
+    client.register_plugin(TopologyPlugin(topology))
     with _lock:
         _given[client].add(topology.fingerprint)
+
+
+def _check_versions(client: Client) -> None:
+    """Ask, by a function of the standard library, which version each process has."""
+    own = version(_DISTRIBUTION)
+    found = {"scheduler": _version_or_error(client)}
+    found |= client.run(version, _DISTRIBUTION, on_error="return")
+    for where, there in found.items():
+        if there == own:
+            continue
+        said = there if isinstance(there, str) else "no such package"
+        place = "the scheduler" if where == "scheduler" else f"worker {where}"
+        raise ConfigurationError(
+            f"{place} of the Dask cluster at {client.scheduler.address} has {said} where "
+            f"{_DISTRIBUTION} {own} is needed, as in this process: install that version where the "
+            "scheduler and the workers run"
+        )
+
+
+def _version_or_error(client: Client) -> Any:
+    try:
+        return client.run_on_scheduler(version, _DISTRIBUTION)
+    except ImportError as error:
+        return error
