@@ -8,7 +8,7 @@
     ├── ConfigurationError          a setting, an option or an environment is wrong
     │   └── CredentialError         a password reference does not lead to a password
     ├── ConnectionFailedError       a server cannot be reached or refuses the login
-    ├── ConnectionLostError         a server went away while it was answering
+    │   └── ConnectionLostError     a server went away while it was answering
     ├── PoolTimeoutError            no connection became free in time
     ├── QueryError                  a server refused or failed the query
     │   ├── StatementError          the text is not one single query

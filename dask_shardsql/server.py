@@ -119,6 +119,8 @@ def server_from_mapping(
             if not is_libpq_keyword(key):
                 hint = did_you_mean(key, (*LIBPQ_HINTS, *PASSWORD_REFERENCES))
                 raise TopologyError(f"{where}: unknown key {key!r}{hint}")
+        # one form of each value, so that 5432 and "5432" make equal topologies
+        keywords = {k: str(int(v) if isinstance(v, bool) else v) for k, v in keywords.items()}
         check_address(keywords, where)
     secrets = {k: Secret(str(v)) for k, v in keywords.items() if is_secret_keyword(k)}
     plain = {k: v for k, v in keywords.items() if k not in secrets}

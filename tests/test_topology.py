@@ -68,7 +68,7 @@ def test_toml_gives_shards_in_order_with_defaults_under_their_own_keys(write):
     north, south, east = topology.shards
     assert [shard.name for shard in topology.shards] == ["north", "south", "east"]
     assert dict(north.primary.keywords) == {
-        "host": "db1", "port": 5433, "user": "app", "dbname": "shop",
+        "host": "db1", "port": "5433", "user": "app", "dbname": "shop",
     }  # fmt: skip
     assert dict(south.primary.keywords) == {"host": "db2", "user": "reader", "dbname": "other"}
     assert north.primary.password.kind == "password_env"
@@ -100,6 +100,12 @@ def test_dsns_may_be_keywords_urls_services_and_files():
         {"database": "rel.db"},
         {"database": "/abs/x.duckdb"},
     ]
+
+
+def test_numbers_and_texts_make_equal_topologies():
+    mapped = Topology.from_mapping({"shards": {"a": {"host": "h", "port": 5432}}})
+    assert mapped == Topology.from_dsns({"a": "host=h port=5432"})
+    assert mapped.fingerprint == Topology.from_dsns({"a": "host=h port=5432"}).fingerprint
 
 
 def test_objects_are_frozen():

@@ -1,0 +1,166 @@
+"""Connection pools: lazy, capped, health-checked, per process."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+import time
+
+import dask
+import psycopg2
+import pytest
+
+import dask_shardsql as dss
+from dask_shardsql.config import Settings
+from dask_shardsql.engine import pools
+from dask_shardsql.engine.drivers.base import driver_named
+from dask_shardsql.engine.pools import Pool
+
+
+@pytest.fixture
+def pool(servers):
+    shard = dss.Topology.from_dsns({"s1": servers.dsns["s1"]}).shard("s1")
+    settings = Settings(max_connections_per_worker=2, pool_timeout=0.3)
+    made = Pool(driver_named("postgresql"), "s1", shard.primary, settings)
+    yield made
+    made.close()
+
+
+def pid_of(connection):
+    return connection.info.backend_pid
+
+
+def test_connections_are_reused_and_opened_when_needed(pool):
+    with pool.connection("q") as first:
+        pid = pid_of(first)
+        with pool.connection("q") as second:
+            assert pid_of(second) != pid
+    with pool.connection("q") as again:
+        assert pid_of(again) in {pid, pid_of(second)}
+
+
+def test_the_cap_holds_and_waiting_ends_with_the_remedy(pool):
+    with pool.connection("q"), pool.connection("q"):
+        started = time.monotonic()
+        with (
+            pytest.raises(dss.PoolTimeoutError, match="all 2.*max-connections-per-worker"),
+            pool.connection("q"),
+        ):
+            pass
+        assert 0.2 < time.monotonic() - started < 5
+    with pool.connection("q"):
+        pass
+
+
+def test_whoever_waits_gets_the_next_free_connection(servers):
+    topology = dss.Topology.from_dsns({"capped": servers.dsns["s1"]})
+    with dask.config.set({"shardsql.max-connections-per-worker": 1}):
+        results = []
+
+        def ask():
+            table = dss.collect("SELECT pg_backend_pid() AS p, pg_sleep(0.05)::text AS s", topology)
+            results.append(table["p"][0].as_py())
+
+        threads = [threading.Thread(target=ask) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+    assert len(results) == 6
+    assert len(set(results)) == 1
+
+
+def test_a_connection_that_died_while_idle_is_replaced(pool, servers):
+    with pool.connection("q") as connection:
+        pid = pid_of(connection)
+    with servers.connect("s1") as other, other.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+    other.close()
+    time.sleep(0.1)
+    with pool.connection("q") as connection, connection.cursor() as cursor:
+        assert pid_of(connection) != pid
+        cursor.execute("SELECT 1")
+
+
+def test_an_open_transaction_never_returns_to_the_pool(pool):
+    with pool.connection("q") as connection:
+        pid = pid_of(connection)
+        with connection.cursor() as cursor:
+            cursor.execute("BEGIN")
+    with pool.connection("q") as connection:
+        assert pid_of(connection) != pid
+
+
+def test_errors_leave_clean_connections(topology, servers):
+    def backends():
+        with servers.connect("s1") as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(*), count(*) FILTER (WHERE state <> 'idle') FROM pg_stat_activity "
+                "WHERE application_name LIKE 'dask_shardsql%%' AND pid <> pg_backend_pid()"
+            )
+            found = cursor.fetchone()
+        connection.close()
+        return found
+
+    for _ in range(30):
+        with pytest.raises(dss.QueryError):
+            dss.collect("SELECT 1/0 AS x FROM generate_series(1, 10)", topology)
+        with pytest.raises(dss.UnrepresentableValueError):
+            dss.collect("SELECT 'infinity'::date AS x", topology)
+    count, busy = backends()
+    assert busy == 0
+    assert count <= 40
+
+
+def test_pools_are_never_pickled(pool):
+    with pytest.raises(TypeError):
+        pickle.dumps(pool)
+
+
+def test_a_forked_child_opens_its_own_connections(servers):
+    topology = dss.Topology.from_dsns({"forked": servers.dsns["s1"]})
+    sql = "SELECT pg_backend_pid() AS p"
+    parent = dss.collect(sql, topology)["p"][0].as_py()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            pid = dss.collect(sql, topology, scheduler="sync")["p"][0].as_py()
+            os.write(writer, str(pid).encode())
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    assert int(os.read(reader, 100)) != parent
+    assert dss.collect(sql, topology)["p"][0].as_py() == parent
+
+
+def test_idle_connections_can_be_closed(servers):
+    topology = dss.Topology.from_dsns({"closing": servers.dsns["s1"]})
+    sql = "SELECT pg_backend_pid() AS p"
+    first = dss.collect(sql, topology)["p"][0].as_py()
+    pools.close_all()
+    assert dss.collect(sql, topology)["p"][0].as_py() != first
+
+
+def test_a_cancelled_query_leaves_no_backend(servers):
+    topology = dss.Topology.from_dsns({"slow": servers.dsns["s1"]})
+    pool = pools.pool_of(topology, topology.fingerprint, "slow")
+    failures = []
+
+    def run():
+        with pool.connection("doomed") as connection, connection.cursor() as cursor:
+            try:
+                cursor.execute("SELECT pg_sleep(30)")
+            except psycopg2.Error as error:
+                failures.append(error.pgcode)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    time.sleep(0.5)
+    pool.cancel("another")
+    pool.cancel("doomed")
+    thread.join(5)
+    assert failures == ["57014"]
