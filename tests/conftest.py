@@ -46,3 +46,16 @@ def first_shards(servers: ShardServers, n: int) -> Topology:
     """A topology of the first n of the servers' shards."""
     names = [shard.name for shard in servers.topology.shards[:n]]
     return Topology.from_dsns({name: servers.dsns[name] for name in names}, sharded=SHARDED)
+
+
+@pytest.fixture(scope="session")
+def tpch(tmp_path_factory):
+    """A directory with the shards.toml of four shards that hold TPC-H data, scale 0.01."""
+    from dask_shardsql.testing.tpch import TPCH_SHARDED, load_tpch
+
+    with start_shards(4, sharded=TPCH_SHARDED) as started:
+        load_tpch(started, scale=0.01)
+        directory = tmp_path_factory.mktemp("tpch")
+        started.write_toml(directory / "shards.toml")
+        started.toml_directory = directory
+        yield started

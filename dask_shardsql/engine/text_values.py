@@ -20,6 +20,8 @@ from dask_shardsql.sql.types import Column
 __all__ = ["decode_text"]
 
 _MICROSECONDS_PER_DAY = 86_400_000_000
+_BOOLEANS = {"t": True, "true": True, "f": False, "false": False}
+_BOUNDS = re.compile(r"(?:\[[+-]?\d+:[+-]?\d+\])+=")  # of an array that does not start at 1
 _DATE = re.compile(r"(\d{4,7})-(\d\d)-(\d\d)")
 _TIME = re.compile(r"(\d\d):(\d\d):(\d\d)(?:\.(\d{1,6}))?")
 _INTERVAL = re.compile(
@@ -85,7 +87,7 @@ def _one(text: str | None, parse: Callable[[str], Any], column: Column, otherwis
         return None
     try:
         return parse(text)
-    except (pa.ArrowInvalid, ValueError, OverflowError):
+    except (pa.ArrowInvalid, ValueError, KeyError, OverflowError):
         if otherwise == "null":
             return None
     raise UnrepresentableValueError(column.name, text[:80], str(column.arrow_type))
@@ -94,7 +96,7 @@ def _one(text: str | None, parse: Callable[[str], Any], column: Column, otherwis
 def _parser(column: Column) -> Callable[[str], Any]:
     kind = column.arrow_type
     if pa.types.is_boolean(kind):
-        return lambda text: {"t": True, "f": False, "true": True, "false": False}[text]
+        return _BOOLEANS.__getitem__
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return _bytea
     if pa.types.is_time(kind):
@@ -143,7 +145,7 @@ def _timestamp(text: str) -> int:
     body = text.removesuffix(" BC")
     date, _, time = body.removesuffix("+00").partition(" ")
     era = "" if body == text else " BC"
-    return _date(date + era) * _MICROSECONDS_PER_DAY + _time(time)
+    return _date(date + era) * _MICROSECONDS_PER_DAY + (_time(time) if time else 0)
 
 
 def _time(text: str) -> int:
@@ -187,17 +189,11 @@ def _days(year: int, month: int, day: int) -> int:
 
 
 def _decode_arrays(texts: pa.Array, column: Column, unrepresentable: str) -> pa.Array:
-    from psycopg2.extensions import UNICODEARRAY
-
     element = Column(column.name, column.type_name, column.arrow_type.value_type)
     offsets, flat = [0], []  # type: list[int], list[str | None]
     missing = []
     for text in texts.to_pylist():
-        items = None if text is None else UNICODEARRAY(text, None)
-        if items and any(isinstance(item, list) for item in items):
-            if unrepresentable != "null":
-                raise UnrepresentableValueError(column.name, text[:80], str(column.arrow_type))
-            items = None
+        items = _one(text, _items, column, unrepresentable)
         missing.append(items is None)
         flat += items or []
         offsets.append(len(flat))
@@ -205,3 +201,19 @@ def _decode_arrays(texts: pa.Array, column: Column, unrepresentable: str) -> pa.
     return pa.ListArray.from_arrays(
         pa.array(offsets, pa.int32()), values, column.arrow_type, mask=pa.array(missing, pa.bool_())
     )
+
+
+def _items(text: str) -> list[str | None]:
+    """Return the texts of the elements of an array of one dimension."""
+    from psycopg2 import DataError
+    from psycopg2.extensions import UNICODEARRAY
+
+    # psycopg2 knows the bounds of one dimension only; Arrow's lists have none
+    body = text[bounds.end() :] if (bounds := _BOUNDS.match(text)) else text
+    try:
+        items: list[str | None] = UNICODEARRAY(body, None)
+    except DataError as error:
+        raise ValueError(text) from error
+    if any(isinstance(item, list) for item in items):
+        raise ValueError(text)
+    return items

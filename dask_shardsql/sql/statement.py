@@ -1,7 +1,8 @@
 """One statement: find where a text's statement ends, as PostgreSQL's lexer would.
 
 The rules are those of the PostgreSQL manual, section 4.1: quoted strings and identifiers,
-``E''`` strings with backslashes, dollar quotes, comments (``/* */`` nests).
+``E''`` strings with backslashes, dollar quotes, comments (``/* */`` nests); in detail those of
+PostgreSQL's ``scan.l`` with ``standard_conforming_strings`` on.
 """
 
 from __future__ import annotations
@@ -14,18 +15,25 @@ __all__ = ["single_query"]
 
 _QUERY_WORDS = ("select", "table", "values", "with")
 
-# What can hide a semicolon, or stands outside of it; block comments nest and are cut by hand.
+# What can hide a semicolon, or stands outside of it; block comments nest and are cut by hand. Every
+# character beyond ASCII belongs to a name, blanks too. An E'' string goes on, with its backslashes,
+# in a string that only line ends (and comments) part from it.
 _TOKEN = re.compile(
     r"""
       (?P<line>--[^\r\n]*)
     | (?P<block>/\*)
-    | (?P<escape>(?<![\w$])[eE]'(?:[^'\\]|\\.|'')*(?:'|\Z))
-    | (?P<string>'(?:[^']|'')*(?:'|\Z))
-    | (?P<identifier>"(?:[^"]|"")*(?:"|\Z))
-    | (?P<dollar>(?<![\w$])\$(?P<tag>(?:[^\W\d]\w*)?)\$.*?(?:\$(?P=tag)\$|\Z))
+    | (?P<escape>
+        [eE]'(?:[^'\\]++|\\.|\\\Z|'')*+
+        (?:'(?:[ \t\f\v]|--[^\r\n]*+)*+[\r\n](?:[ \t\n\r\f\v]|--[^\r\n]*+[\r\n])*+
+           '(?:[^'\\]++|\\.|\\\Z|'')*+)*+
+        (?:'|\Z))
+    | (?P<string>'(?:[^']++|'')*+(?:'|\Z))
+    | (?P<identifier>"(?:[^"]++|"")*+(?:"|\Z))
+    | (?P<dollar>\$(?P<tag>(?:[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_\x80-\U0010ffff]*)?)\$
+        .*?(?:\$(?P=tag)\$|\Z))
     | (?P<end>;)
-    | (?P<blank>\s+)
-    | (?P<word>[\w$]+)
+    | (?P<blank>[ \t\n\r\f\v]+)
+    | (?P<word>[A-Za-z0-9_$\x80-\U0010ffff]+)
     | (?P<other>.)
     """,
     re.VERBOSE | re.DOTALL,
@@ -39,7 +47,7 @@ def single_query(sql: str) -> str:
     Parameters
     ----------
     sql : str
-        The user's text; comments are kept.
+        The user's text; its comments are kept.
 
     Raises
     ------
@@ -52,7 +60,7 @@ def single_query(sql: str) -> str:
         raise StatementError("the query holds a NUL character, which no SQL text may", query=sql)
     first: str | None = None
     end: int | None = None
-    position = 0
+    start, position, begun = 0, 0, False
     while position < len(sql):
         token = _TOKEN.match(sql, position)
         assert token is not None  # noqa: S101 - 'other' matches any character
@@ -60,6 +68,8 @@ def single_query(sql: str) -> str:
         kind = token.lastgroup if token.lastgroup != "tag" else "dollar"
         if kind == "block":
             position = _end_of_block_comment(sql, position)
+        elif kind == "end" and not begun:
+            start = position
         elif kind == "end":
             end = token.start() if end is None else end
         elif kind not in ("line", "blank"):
@@ -70,6 +80,7 @@ def single_query(sql: str) -> str:
                     query=sql,
                     hint="run the statements one by one",
                 )
+            begun = True
             if first is None and token.group() != "(":
                 first = token.group()
     if first is None:
@@ -80,7 +91,7 @@ def single_query(sql: str) -> str:
             query=sql,
             hint="write SELECT, VALUES, TABLE or WITH ... SELECT",
         )
-    return sql if end is None else sql[:end]
+    return sql[start:end]
 
 
 def _end_of_block_comment(sql: str, position: int) -> int:

@@ -139,7 +139,7 @@ def override_types(
     Raises
     ------
     ColumnError
-        A column is not in the answer.
+        A column is not in the answer, or has no type that anyone has named (Arrow's null type).
     ConfigurationError
         A type has no such name.
     """
@@ -151,9 +151,19 @@ def override_types(
             f"{', '.join(column.name for column in columns)}",
             unknown,
         )
-    return tuple(
+    chosen = tuple(
         replace(column, arrow_type=wanted.get(column.name, column.arrow_type)) for column in columns
     )
+    untyped = tuple(column.name for column in chosen if pa.types.is_null(column.arrow_type))
+    if untyped:
+        one = untyped[0]
+        raise ColumnError(
+            f"the database gives no type to {', '.join(map(repr, untyped))} before a row is read. "
+            f"Name one with types={{{one!r}: 'int64'}}, or cast it in the query: "
+            f"CAST(... AS INTEGER) AS {one}",
+            untyped,
+        )
+    return chosen
 
 
 def _data_type(column: str, value: Any) -> pa.DataType:

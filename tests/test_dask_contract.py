@@ -1,0 +1,104 @@
+"""What we assume of dask's private classes; each test fails loudly when dask moves one of them."""
+
+from __future__ import annotations
+
+import decimal
+import inspect
+from importlib.metadata import requires, version
+
+import dask.dataframe as dd
+import pandas as pd
+import pyarrow as pa
+import pytest
+from packaging.requirements import Requirement
+
+import dask_shardsql as dss
+from dask_shardsql.frame import _dask, decimals
+from dask_shardsql.frame.expr import ReadShards
+
+
+def test_the_installed_dask_is_within_the_pin():
+    pins = {r.name: r for r in map(Requirement, requires("dask_shardsql")) if not r.marker}
+    for name in ("dask", "distributed"):
+        assert pins[name].specifier.contains(version(name))
+        assert any(s.operator == "<" for s in pins[name].specifier), f"{name} has no upper pin"
+
+
+def test_every_name_behind_the_door_exists_and_is_used():
+    sources = [inspect.getsource(inspect.getmodule(thing)) for thing in (ReadShards, decimals)]
+    sources.append(inspect.getsource(inspect.getmodule(dss.read_sharded_sql)))
+    for name in _dask.__all__:
+        assert hasattr(_dask, name)
+        assert any(name in source for source in sources), f"{name} is not used"
+
+
+def test_partition_filtering_calls_filtered_task():
+    assert "_filtered_task" in inspect.getsource(_dask.PartitionsFiltered._task)
+    assert list(inspect.signature(_dask.PartitionsFiltered._filtered_task).parameters) == [
+        *("self", "name", "index"),
+    ]
+
+
+def test_the_means_that_decimals_replace_are_still_where_dask_calls_them():
+    assert _dask.GroupByMean.reduction_aggregate is decimals.mean_of_groups
+    assert _dask.groupby_module._finalize_mean is decimals.finalize_mean
+    original = list(inspect.signature(decimals._dask_finalize_mean).parameters)
+    assert list(inspect.signature(decimals.finalize_mean).parameters) == original
+    source = inspect.getsource(inspect.getmodule(_dask.GroupByMean)._mean_agg)
+    for part in (
+        "levels",
+        "sort=False",
+        "observed=False",
+        "dropna=True",
+        "len(result.columns) // 2",
+    ):
+        assert part in source
+    assert "_finalize_mean," in inspect.getsource(_dask.groupby_module)
+
+
+@pytest.mark.parametrize("how", ["mean", "agg"])
+def test_means_of_other_types_are_dasks_own(how):
+    frame = pd.DataFrame({"k": [1, 1, 2, 2], "x": [1.0, 2.0, None, None], "i": [1, 2, 3, 5]})
+    grouped = dd.from_pandas(frame, npartitions=3).groupby("k")
+    found = grouped.mean() if how == "mean" else grouped.agg({"x": "mean", "i": "mean"})
+    expected = frame.groupby("k").mean()
+    pd.testing.assert_frame_equal(found.compute(), expected)
+
+
+def test_without_our_mending_dask_cannot_average_decimals():
+    """When this fails, dask or pandas can do it and decimals.py can go."""
+    kind = pa.decimal128(12, 2)
+    total = pd.Series([decimal.Decimal(3)], dtype=pd.ArrowDtype(pa.decimal128(38, 2)))
+    with pytest.raises(pa.ArrowInvalid, match="precision"):
+        total / pd.Series([2], dtype="int64[pyarrow]")
+    frame = pd.DataFrame(
+        {"k": [1, 1], "v": pd.Series([1, 2], dtype=pd.ArrowDtype(kind))},
+    )
+    mean = dd.from_pandas(frame, npartitions=1).groupby("k").v.mean().compute()
+    assert mean.tolist() == [decimal.Decimal("1.5")]
+
+
+def test_dask_operations_on_a_read(topology, servers, table_name):
+    servers.execute(f"CREATE TABLE {table_name} (id int8, kind text, x float8)")
+    rows = [(i, f"k{i % 3}", i / 2) for i in range(60)]
+    servers.load(table_name, rows, shard_of=lambda row: row[0] % 4)
+    ddf = dss.read_sharded_sql(f"SELECT * FROM {table_name}", topology)
+    whole = ddf.compute().sort_values("id").reset_index(drop=True)
+    assert list(whole["id"]) == list(range(60))
+    assert len(ddf[ddf.x > 10]) == sum(x / 2 > 10 for x in range(60))
+    assert len(ddf.head(3)) == 3
+    assert ddf.head(100, npartitions=-1, compute=True).shape == (60, 3)
+    assert ddf.partitions[1].compute().id.min() == 1
+    assert ddf.partitions[[3, 0]].npartitions == 2
+    assert sorted(ddf[["x"]].columns) == ["x"]
+    assert ddf.x.max().compute() == 29.5
+    assert ddf.nlargest(2, "x").compute().id.tolist() == [59, 58]
+    assert ddf.persist().x.sum().compute() == sum(range(60)) / 2
+    merged = ddf.merge(pd.DataFrame({"kind": ["k0"], "name": ["zero"]}), on="kind").compute()
+    assert len(merged) == 20
+    assert ddf.set_index("id").loc[7:8].compute().x.tolist() == [3.5, 4.0]
+    assert ddf.repartition(npartitions=2).npartitions == 2
+    assert dd.concat([ddf, ddf]).npartitions == 8
+    assert ddf.map_partitions(len).compute().tolist() == [15, 15, 15, 15]
+    assert ddf.assign(y=ddf.x + 1).y.min().compute() == 1
+    assert (ddf.x + ddf.id).sum().compute() == sum(range(60)) * 1.5
