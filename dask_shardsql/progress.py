@@ -7,8 +7,10 @@ event log.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -50,6 +52,7 @@ class ShardEvent:
 Listener = Callable[[ShardEvent], None]
 
 _listeners: list[Listener] = []
+_token = uuid.uuid4().hex
 _lock = threading.Lock()
 
 
@@ -63,7 +66,7 @@ def emit(event: ShardEvent) -> None:
         from distributed import get_worker
 
         with suppress(ValueError):  # not on a worker
-            get_worker().log_event(TOPIC, asdict(event))
+            get_worker().log_event(TOPIC, {**asdict(event), "process": _process()})
 
 
 @contextmanager
@@ -97,11 +100,13 @@ def _listening_on_cluster(listener: Listener) -> Iterator[None]:
 
         with suppress(ValueError):  # no client is current
             client = default_client()
-    if client is None:
+    if client is None or client.asynchronous:
         yield
         return
 
     def hear(logged: tuple[float, dict[str, object]]) -> None:
+        if logged[1].get("process") == _process():
+            return  # a worker in this process has told the listener itself
         # distributed adds the worker's address
         fields = {k: v for k, v in logged[1].items() if k in ShardEvent.__dataclass_fields__}
         listener(ShardEvent(**fields))  # type: ignore[arg-type]
@@ -111,3 +116,7 @@ def _listening_on_cluster(listener: Listener) -> Iterator[None]:
         yield
     finally:
         client.unsubscribe_topic(TOPIC)
+
+
+def _process() -> str:
+    return f"{_token}-{os.getpid()}"

@@ -222,6 +222,17 @@ def test_events_of_workers_reach_the_client(local_cluster, topology):
     assert {event.shard for event in events} == {"s1", "s2", "s3", "s4"}
 
 
+def test_events_of_workers_in_this_process_are_heard_once(topology):
+    events = []
+    with (
+        Client(processes=False, n_workers=1, dashboard_address=None),
+        dss.listen(events.append),
+    ):
+        dss.collect(SQL, topology)
+        time.sleep(1)
+    assert len([event for event in events if event.state == "finished"]) == 4
+
+
 def test_an_asynchronous_client_is_refused_with_the_remedy(topology):
     async def run():
         async with Client(processes=False, asynchronous=True, dashboard_address=None, n_workers=1):

@@ -11,6 +11,7 @@ from dask.dataframe import groupby as groupby_module
 from dask.dataframe.dask_expr._collection import new_collection
 from dask.dataframe.dask_expr._expr import PartitionsFiltered
 from dask.dataframe.dask_expr._groupby import Mean as GroupByMean
+from dask.dataframe.dask_expr._reductions import MeanAggregate, Prod, Sum
 from dask.dataframe.dask_expr.io.io import BlockwiseIO
 from dask.dataframe.extensions import make_scalar
 from dask.tokenize import normalize_token
@@ -18,7 +19,10 @@ from dask.tokenize import normalize_token
 __all__ = [
     "BlockwiseIO",
     "GroupByMean",
+    "MeanAggregate",
     "PartitionsFiltered",
+    "Prod",
+    "Sum",
     "Task",
     "groupby_module",
     "make_scalar",

@@ -3,8 +3,12 @@
 The sum of a decimal column already has Arrow's full precision, so that Arrow refuses to divide
 it by a count, and with it every mean that dask computes from both. Here such a mean is divided
 in Python's ``decimal`` instead: exact to 16 places after the point or to the column's own, if
-those are more, rounded half away from zero as PostgreSQL rounds. Columns of any other type take
-dask's own way.
+those are more, rounded half away from zero as PostgreSQL rounds. Sums over several partitions
+are added up in Python too, where dask would round them to 28 digits. Columns of any other type
+take dask's own way.
+
+A sum inside one partition is Arrow's: it wraps round, without a word, past 1.7e38 units of the
+last place of a decimal128 and past 5.7e76 of a decimal256.
 """
 
 from __future__ import annotations
@@ -15,20 +19,70 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from dask_shardsql.frame._dask import GroupByMean, groupby_module, make_scalar, normalize_token
+from dask_shardsql.frame._dask import (
+    GroupByMean,
+    MeanAggregate,
+    Prod,
+    Sum,
+    groupby_module,
+    make_scalar,
+    normalize_token,
+)
 
 __all__ = ["divide", "install"]
 
 _PLACES = 16
+# Exact for sums of numbers of 76 digits, however many; rounds means as PostgreSQL does.
+_EXACT = decimal.Context(prec=200, rounding=decimal.ROUND_HALF_UP)
+
+# What dask has, taken before it is replaced.
 _dask_finalize_mean = groupby_module._finalize_mean
+_dask_mean = MeanAggregate.operation
+_dask_mean_of_groups = GroupByMean.aggregate
+_dask_sum, _dask_partial_sum = Sum.aggregate, Sum.combine
 
 
 def install() -> None:
-    """Teach dask about decimals; safe to call twice."""
+    """Teach dask about decimals; safe to call twice.
+
+    What runs in tasks is a function of this module, not a method of dask's classes, so that a
+    process which unpickles a task imports this module and with it the rest of what is here.
+    """
     make_scalar.register(decimal.Decimal, lambda value: decimal.Decimal(1))
     normalize_token.register(decimal.Decimal, lambda value: ("decimal.Decimal", str(value)))
     GroupByMean.reduction_aggregate = staticmethod(mean_of_groups)
+    GroupByMean.aggregate = staticmethod(aggregate_means)
     groupby_module._finalize_mean = finalize_mean
+    MeanAggregate.operation = staticmethod(mean)
+    Sum.aggregate, Sum.combine = staticmethod(aggregate_sum), staticmethod(combine_sum)
+    # dask's product is a kind of sum
+    Prod.aggregate = classmethod(_dask_sum.__func__)
+    Prod.combine = classmethod(_dask_partial_sum.__func__)
+
+
+def aggregate_sum(inputs: list[Any], **options: Any) -> Any:
+    """Add up the sums of the partitions with all their digits."""
+    with decimal.localcontext(_EXACT):
+        return _dask_sum(inputs, **options)
+
+
+def combine_sum(inputs: list[Any], **options: Any) -> Any:
+    """Add up the sums of some of the partitions with all their digits."""
+    with decimal.localcontext(_EXACT):
+        return _dask_partial_sum(inputs, **options)
+
+
+def mean(total: Any, count: Any) -> Any:
+    """Return the mean of a column, or of each column, from its sum and its count."""
+    if isinstance(total, decimal.Decimal):
+        return _quotient(total, count, _places(total))
+    if isinstance(total, pd.Series) and total.dtype == object:
+        means = [
+            _quotient(t, n, _places(t)) if isinstance(t, decimal.Decimal) else _dask_mean(t, n)
+            for t, n in zip(total, count, strict=True)
+        ]
+        return pd.Series(means, dtype=object, index=total.index, name=total.name)
+    return _dask_mean(total, count)
 
 
 def divide(total: pd.Series[Any], count: pd.Series[Any]) -> pd.Series[Any]:
@@ -37,16 +91,31 @@ def divide(total: pd.Series[Any], count: pd.Series[Any]) -> pd.Series[Any]:
     if kind is None or not pa.types.is_decimal(kind):
         return total / count
     places = max(kind.scale, _PLACES)
-    factory = pa.decimal256 if pa.types.is_decimal256(kind) else pa.decimal128
-    unit = decimal.Decimal(1).scaleb(-places)
-    with decimal.localcontext(prec=100, rounding=decimal.ROUND_HALF_UP):
-        quotients = [
-            (value / int(n)).quantize(unit) if not pd.isna(value) and n else None
-            for value, n in zip(total.array, count.array, strict=True)
-        ]
-    array = pa.array(quotients, factory(76 if pa.types.is_decimal256(kind) else 38, places))
+    # the sum's 38 digits and the further places, which do not depend on the rows
+    small = not pa.types.is_decimal256(kind) and kind.precision - kind.scale + places <= 38
+    quotients = [_quotient(t, n, places) for t, n in zip(total.array, count.array, strict=True)]
+    array = pa.array(
+        [None if q is pd.NA else q for q in quotients],
+        pa.decimal128(38, places) if small else pa.decimal256(76, places),
+    )
     dtype = pd.ArrowDtype(array.type)
     return pd.Series(array, dtype=dtype, index=total.index, name=total.name)
+
+
+def _places(value: decimal.Decimal) -> int:
+    return max(-int(value.as_tuple().exponent), _PLACES)
+
+
+def _quotient(total: Any, count: Any, places: int) -> Any:
+    if pd.isna(total) or not count:
+        return pd.NA
+    with decimal.localcontext(_EXACT):
+        return (total / int(count)).quantize(decimal.Decimal(1).scaleb(-places))
+
+
+def aggregate_means(inputs: list[Any], **options: Any) -> Any:
+    """Finish the means of ``groupby(...).mean()``."""
+    return _dask_mean_of_groups(inputs, **options)
 
 
 def mean_of_groups(

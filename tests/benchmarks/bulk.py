@@ -1,4 +1,4 @@
-"""Reading a whole sharded table: time, client CPU and peak memory, each way in a process of its own.
+"""Reading a whole sharded table: time, client CPU and peak memory, each way in its own process.
 
     python tests/benchmarks/bulk.py [--scale 0.1] [--rounds 5]
 

@@ -98,8 +98,6 @@ class DuckDBDriver:
         """Return the text of the one query in `sql`, as DuckDB's own parser finds it."""
         if not isinstance(sql, str):
             raise StatementError(f"the query must be a text, not {type(sql).__name__}")
-        if "\0" in sql:
-            raise StatementError("the query holds a NUL character", query=sql)
         statements = _parsed(sql)
         if not statements:
             raise StatementError("the query is empty", query=sql)
@@ -207,14 +205,15 @@ class DuckDBDriver:
 
     def _describe(self, connection: Any, query: Query) -> Columns:
         params = plain_params(query.params)
-        described = _execute(connection.execute, f"DESCRIBE\n{query.sql}", params, query).fetchall()
+        described = _run(lambda: connection.execute("DESCRIBE\n" + query.sql, params), query)
+        entries = described.fetchall()
         types = _types(connection, query, params)
         not_null = query.find_not_null and not (
             makes_nulls(query.sql) or re.search(r"\bpositional\b", query.sql, re.IGNORECASE)
         )
         return tuple(
             Column(entry[0], str(entry[1]), _mapped(kind)[1], not (not_null and entry[2] == "NO"))
-            for entry, kind in zip(described, types, strict=True)
+            for entry, kind in zip(entries, types, strict=True)
         )
 
     def _read(self, connection: Any, query: Query, columns: Columns, on_rows: OnRows) -> pa.Table:
@@ -228,7 +227,7 @@ class DuckDBDriver:
                 for name, cast in zip(names, casts, strict=True)
             ]
             text = f"SELECT {', '.join(chosen)} FROM (\n{query.sql}\n) AS q({', '.join(names)})"
-        relation = _execute(connection.sql, text, params, query)
+        relation = _run(lambda: connection.sql(text, params=params), query)
         open_reader = getattr(relation, "to_arrow_reader", None) or relation.fetch_record_batch
         reader = open_reader(_BATCH_ROWS)
         schema = arrow_schema(columns)
@@ -275,15 +274,13 @@ def _without_semicolon(sql: str) -> str:
 
 def _types(connection: Any, query: Query, params: Any) -> list[Any]:
     text = f"SELECT * FROM (\n{query.sql}\n) LIMIT 0"
-    return list(_execute(connection.sql, text, params, query).types)
+    return list(_run(lambda: connection.sql(text, params=params), query).types)
 
 
-def _execute(run: Callable[..., Any], text: str, params: Any, query: Query) -> Any:
-    if params is None:
-        return run(text)
+def _run(call: Callable[[], Any], query: Query) -> Any:
     problem = ""
     try:
-        return run(text, params) if run.__name__ == "execute" else run(text, params=params)
+        return call()
     except duckdb.NotImplementedException as error:
         if "Unable to transform python value" not in str(error):
             raise

@@ -48,7 +48,7 @@ _CONNECT_DEFAULTS = {
 }
 _BEGIN = (
     "BEGIN READ ONLY; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, MDY'; "
-    "SET LOCAL IntervalStyle = 'postgres'; SET LOCAL extra_float_digits = 1; "
+    "SET LOCAL IntervalStyle = 'postgres'; SET LOCAL extra_float_digits = 3; "
     "SET LOCAL bytea_output = 'hex'; SET LOCAL application_name = '{name}'; "
 )
 _DESCRIBE = "SELECT * FROM (\n"

@@ -1,8 +1,9 @@
 """What the drivers of Python modules share: rows of Python values -> Arrow, parameters, names.
 
-Values become Arrow exactly, or an error names the value. ``pyarrow.array`` alone is not enough: it makes 1 of 1.5 where an integer is asked for, a date of
-a timestamp, bytes of a text. So a column goes to it as a whole only when every value is of a
-class that it takes without a change; otherwise its values are looked at one by one.
+Values become Arrow exactly, or an error names the value. ``pyarrow.array`` alone is not enough: it
+makes 1 of 1.5 where an integer is asked for, a date of a timestamp, bytes of a text. So a column
+goes to it as a whole only when every value is of a class that it takes without a change;
+otherwise its values are looked at one by one.
 """
 
 from __future__ import annotations
