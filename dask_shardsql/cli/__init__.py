@@ -209,15 +209,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # a character the terminal lacks is no failure
             stream.reconfigure(errors="backslashreplace")
     try:
-        app(
+        status = app(
             list(arguments) if arguments is not None else None,
             prog_name="dask-shardsql",
             standalone_mode=False,
         )
         if sys.stdout is not None:
             sys.stdout.flush()
-    except typer.Exit as error:
-        return int(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return exit_status(Stopped())
     except BrokenPipeError as error:  # the reader has had enough: not worth a word
@@ -226,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - whatever it is, people get a line and a status
         say(explain(error))
         return exit_status(error)
-    return 0
+    return int(status or 0)  # a typer.Exit comes back as its status
 
 
 def _show_warning(message: Any, category: Any, *place: Any, **more: Any) -> None:

@@ -159,8 +159,8 @@ class Demo:
         with self._step("Making and loading the data") as done:
             counts = load_tpch(servers, self._scale, progress=lambda line: self._check())
             done(
-                f"{counts['orders']:,} orders and {counts['lineitem']:,} line items over the shards "
-                "by order key, the other tables copied"
+                f"{counts['orders']:,} orders and {counts['lineitem']:,} line items over the "
+                "shards by order key, the other tables copied"
             )
         with self._step("Starting a Dask cluster") as done:
             done(f"Dask cluster: {_WORKERS} workers, dashboard {_start_cluster(cleanup)}")

@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from dask_shardsql.errors import UnrepresentableValueError
 from dask_shardsql.frame._dask import (
     GroupByMean,
     MeanAggregate,
@@ -86,19 +87,27 @@ def mean(total: Any, count: Any) -> Any:
 
 
 def divide(total: pd.Series[Any], count: pd.Series[Any]) -> pd.Series[Any]:
-    """Return `total` / `count`, NULL where the count is 0; decimals stay decimals."""
+    """Return `total` / `count`, NULL where the count is 0; decimals stay decimals.
+
+    Raises
+    ------
+    UnrepresentableValueError
+        A mean has more digits before the point than are left beside the 16 behind it: 22 of a
+        decimal128. Reading the column as ``decimal256`` leaves 60.
+    """
     kind = getattr(total.dtype, "pyarrow_dtype", None)
     if kind is None or not pa.types.is_decimal(kind):
         return total / count
+    wide = pa.types.is_decimal256(kind)
     places = max(kind.scale, _PLACES)
-    # the sum's 38 digits and the further places, which do not depend on the rows
-    small = not pa.types.is_decimal256(kind) and kind.precision - kind.scale + places <= 38
+    target = pa.decimal256(76, places) if wide else pa.decimal128(38, places)
     quotients = [_quotient(t, n, places) for t, n in zip(total.array, count.array, strict=True)]
-    array = pa.array(
-        [None if q is pd.NA else q for q in quotients],
-        pa.decimal128(38, places) if small else pa.decimal256(76, places),
-    )
-    dtype = pd.ArrowDtype(array.type)
+    digits = target.precision - places
+    for quotient in quotients:
+        if quotient is not pd.NA and quotient.adjusted() >= digits:
+            raise UnrepresentableValueError(str(total.name), str(quotient), str(target))
+    array = pa.array([None if q is pd.NA else q for q in quotients], target)
+    dtype = pd.ArrowDtype(target)
     return pd.Series(array, dtype=dtype, index=total.index, name=total.name)
 
 
