@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import pickle
+import sqlite3
+import subprocess
+import sys
 
 import dask
 import pytest
@@ -279,3 +283,48 @@ def test_unknown_drivers_are_named():
     topology = Topology.from_dsns({"a": "oracle://h/x"})
     with pytest.raises(dss.ConfigurationError, match="no driver 'oracle'.*postgresql"):
         dss.collect("SELECT 1", topology)
+
+
+def test_defaults_are_in_dasks_configuration_and_variables_override_them():
+    assert dask.config.get("shardsql.dtype-backend") == "pyarrow"
+    code = (
+        "import dask_shardsql; from dask_shardsql.config import Settings; "
+        "s = Settings.current(); print(s.dtype_backend, s.max_connections_per_worker, "
+        "s.connect_timeout)"
+    )
+    variables = {
+        "DASK_SHARDSQL__DTYPE_BACKEND": "numpy",
+        "DASK_SHARDSQL__MAX_CONNECTIONS_PER_WORKER": "3",
+        "DASK_SHARDSQL__CONNECT_TIMEOUT": "2 minutes",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["numpy", "3", "120.0"]
+
+
+def test_a_driver_of_another_package_is_found_by_its_entry_point(tmp_path, monkeypatch):
+    (tmp_path / "their_driver.py").write_text(
+        "from dask_shardsql.engine.drivers.sqlite import SQLiteDriver\n"
+        "class Theirs(SQLiteDriver):\n    name = 'theirs'\n"
+    )
+    info = tmp_path / "their_driver-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-driver\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[dask_shardsql.drivers]\ntheirs = their_driver:Theirs\nbroken = no_such_module:X\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    database = sqlite3.connect(tmp_path / "x.db")
+    database.execute("CREATE TABLE t (id INTEGER)")
+    database.execute("INSERT INTO t VALUES (5)")
+    database.commit()
+    database.close()
+    topology = Topology.from_dsns([f"theirs:///{tmp_path}/x.db"])
+    assert dss.collect("SELECT id FROM t", topology).to_pylist() == [{"id": 5}]
+    with pytest.raises(dss.ConfigurationError, match="'broken' cannot be loaded.*no_such_module"):
+        dss.collect("SELECT 1", Topology.from_dsns(["broken:///x"]))

@@ -19,10 +19,14 @@ everything else                 string: the value's text (text, char(n), enums, 
                                 ranges, composites, timetz, money, bit, geometry, ...)
 ==============================  ==============================================================
 
-A domain counts as the type under it. A value that its Arrow type cannot hold (numeric ``NaN``
-and infinities or more digits than 38 + 38, dates and timestamps at infinity, ``24:00:00``, an
-interval whose time exceeds 292 years, an array of two dimensions) is an
-:class:`~dask_shardsql.UnrepresentableValueError`, or NULL where that was asked for; no digit is
+A domain counts as the type under it. The elements of an array have no precision of their own:
+those of ``numeric(10,2)[]`` are decimal256(76, 38). An array's lower bound is not kept. Dates and
+timestamps before year 1 and after year 9999 are held, though Python has none.
+
+A value that its Arrow type cannot hold (numeric ``NaN`` and infinities or more digits than
+38 + 38, dates and timestamps at infinity, timestamps after 294247-01-10 04:00:54.775807,
+``24:00:00``, intervals at infinity or whose time exceeds 292 years, an array of two dimensions)
+is an :class:`~dask_shardsql.UnrepresentableValueError`, or NULL where that was asked for; no digit is
 lost silently.
 """
 

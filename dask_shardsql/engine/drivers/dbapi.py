@@ -18,13 +18,17 @@ asked for.
 
 from __future__ import annotations
 
+import datetime as dt
 import importlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from decimal import Decimal
+from types import NoneType
 from typing import Any
+from uuid import UUID
 
 import pyarrow as pa
 
@@ -55,6 +59,9 @@ _PLACEHOLDERS = {
     "format": (r"%s", "%s"),
     "pyformat": (r"%\(([^)]*)\)s|%s", "%(name)s"),
 }
+# What PEP 249 modules have an SQL form for.
+_ADAPTABLE = (NoneType, int, float, str, bytes, bytearray, memoryview, Decimal, UUID)
+_ADAPTABLE += (dt.date, dt.time, dt.timedelta, list, tuple, dict)
 # What must not be searched for placeholders: strings, identifiers and comments.
 _OPAQUE = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|--[^\n]*|/\*.*?\*/", re.DOTALL)
 
@@ -287,7 +294,12 @@ def _execute(cursor: Any, module: Any, sql: str, query: Query) -> None:
 
 
 def _mismatch(sql: str, params: Any, paramstyle: str) -> bool:
-    """Whether the placeholders and the parameters differ: asked only when the module refuses."""
+    """Whether the parameters cannot fit the placeholders: asked only when the module refuses."""
+    values = list(params.values() if isinstance(params, Mapping) else params)
+    if not all(isinstance(value, _ADAPTABLE) for value in values):
+        return True
+    if isinstance(params, Mapping) and paramstyle in ("qmark", "numeric"):
+        paramstyle = "named"  # some modules take both
     pattern, _ = _PLACEHOLDERS.get(paramstyle, ("", ""))
     text = sql.replace("%%", "") if "format" in paramstyle else _OPAQUE.sub(" ", sql)
     found = [match.group(match.lastindex or 0) for match in re.finditer(pattern, text)]

@@ -46,19 +46,31 @@ _SCALARS = {
 _BUILT_IN = {oid: name for oid, (name, _) in _SCALARS.items()}
 _BUILT_IN |= {array: f"{name}[]" for name, array in _SCALARS.values()}
 
-# A domain over an array or under one is followed to the type it stands for. box is left out, as
-# its arrays are delimited by ';'; so are the two vectors, which are written without braces.
+# A domain under an array is followed to the type it stands for, over any number of domains; the
+# server itself does so for a domain that is a column's type. box is left out, as its arrays are
+# delimited by ';'; so are the two vectors, which are written without braces.
 _LOOK_UP = """
-SELECT t.oid, n.nspname, t.typname, e.typname, en.nspname,
-       CASE WHEN e.typtype = 'd' THEN b.typname END
-FROM pg_catalog.pg_type t
-JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
-LEFT JOIN pg_catalog.pg_type e
-  ON e.oid = t.typelem AND t.typcategory = 'A' AND t.typlen = -1 AND e.typdelim = ','
- AND t.typname NOT IN ('int2vector', 'oidvector')
-LEFT JOIN pg_catalog.pg_namespace en ON en.oid = e.typnamespace
-LEFT JOIN pg_catalog.pg_type b ON b.oid = e.typbasetype
-WHERE t.oid = ANY(%s)
+WITH RECURSIVE asked AS (
+  SELECT t.oid, n.nspname, t.typname, e.oid AS element
+  FROM pg_catalog.pg_type t
+  JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+  LEFT JOIN pg_catalog.pg_type e
+    ON e.oid = t.typelem AND t.typcategory = 'A' AND t.typlen = -1 AND e.typdelim = ','
+   AND t.typname NOT IN ('int2vector', 'oidvector')
+  WHERE t.oid = ANY(%s)
+), under (element, oid) AS (
+  SELECT element, element FROM asked
+  UNION
+  SELECT u.element, d.typbasetype
+  FROM under u JOIN pg_catalog.pg_type d ON d.oid = u.oid AND d.typtype = 'd'
+)
+SELECT a.oid, a.nspname, a.typname, e.typname, en.nspname, b.typname, bn.nspname
+FROM asked a
+LEFT JOIN (pg_catalog.pg_type e
+           JOIN pg_catalog.pg_namespace en ON en.oid = e.typnamespace) ON e.oid = a.element
+LEFT JOIN (under u
+           JOIN pg_catalog.pg_type b ON b.oid = u.oid AND b.typtype <> 'd'
+           JOIN pg_catalog.pg_namespace bn ON bn.oid = b.typnamespace) ON u.element = a.element
 """
 
 _NOT_NULL = """
@@ -77,11 +89,11 @@ def look_up(cursor: Any, oids: Iterable[int]) -> Mapping[int, tuple[str, str]]:
     """Return, for each OID, the type's name and the name that decides its Arrow type."""
     cursor.execute(_LOOK_UP, (list(oids),))
     found = {}
-    for oid, schema, name, element, element_schema, base in cursor.fetchall():
+    for oid, schema, name, element, element_schema, base, base_schema in cursor.fetchall():
         if element is None:
             found[oid] = (_qualified(schema, name), "text")
         else:
-            deciding = base or (element if element_schema == "pg_catalog" else "text")
+            deciding = base if base_schema == "pg_catalog" else "text"
             found[oid] = (f"{_qualified(element_schema, element)}[]", f"{deciding}[]")
     return found
 
