@@ -343,6 +343,15 @@ def test_a_shard_that_cannot_be_reached_is_named(servers, topology, orders):
     assert "hush" not in str(caught.value)
 
 
+def test_every_shard_that_cannot_be_reached_is_named_once(servers):
+    dsns = {name: f"host=127.0.0.1 port={port}" for name, port in (("x", 1), ("y", 2))}
+    broken = dss.Topology.from_dsns({"s1": servers.dsns["s1"], **dsns})
+    with pytest.raises(dss.ConnectionFailedError, match="1 more of 3 shards failed") as caught:
+        dss.collect("SELECT 1 AS x", broken)
+    for name in ("'x'", "'y'"):
+        assert str(caught.value).count(name) == 1
+
+
 def test_sessions_are_pinned_and_named(topology, servers):
     with servers.connect("s1") as connection, connection.cursor() as cursor:
         cursor.execute("ALTER ROLE CURRENT_USER SET TimeZone = 'Asia/Tokyo'")
@@ -355,8 +364,10 @@ def test_sessions_are_pinned_and_named(topology, servers):
         fresh = dss.Topology.from_dsns({"other": servers.dsns["s1"]})
         row = dss.collect(
             "SELECT current_setting('TimeZone') AS zone,"
-            " current_setting('application_name') AS name, current_setting('transaction_read_only') AS ro, current_setting('client_encoding') AS"
-            " enc, timestamptz '2024-01-02 03:04:05+09' AS t, 0.1::float8 + 0.2::float8 AS f,"
+            " current_setting('application_name') AS name,"
+            " current_setting('transaction_read_only') AS ro,"
+            " current_setting('client_encoding') AS enc, timestamptz '2024-01-02 03:04:05+09' AS t,"
+            " 0.1::float8 + 0.2::float8 AS f,"
             " date '2024-12-31' AS d, '\\x00ff'::bytea AS b, interval '1 day 2 hours' AS i",
             fresh,
         ).to_pylist()[0]

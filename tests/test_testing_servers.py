@@ -30,7 +30,7 @@ from dask_shardsql.testing import PostgreSQLBinaries, ShardServers, start_shards
 from dask_shardsql.testing import _containers as containers_module
 from dask_shardsql.testing import _local as local
 from dask_shardsql.testing import binaries as binaries_module
-from dask_shardsql.testing._containers import container_binaries
+from dask_shardsql.testing._containers import container_image
 from dask_shardsql.testing.binaries import embedded_binaries, system_binaries
 from dask_shardsql.testing.tpch import TPCH_SHARDED, load_tpch
 from dask_shardsql.topology import Topology
@@ -518,7 +518,7 @@ def test_a_wrong_environment_variable_is_an_error(
 def test_without_any_postgresql_the_error_names_four_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DASK_SHARDSQL_POSTGRES_BIN", raising=False)
     monkeypatch.setattr(binaries_module, "_local_candidates", lambda: iter(()))
-    monkeypatch.setattr(containers_module, "container_binaries", lambda: None)
+    monkeypatch.setattr(containers_module, "container_image", lambda: None)
     with pytest.raises(ConfigurationError, match="cannot start PostgreSQL servers") as caught:
         start_shards(1)
     for way in (
@@ -531,9 +531,10 @@ def test_without_any_postgresql_the_error_names_four_ways(monkeypatch: pytest.Mo
 
 
 def test_servers_can_be_containers() -> None:
-    binaries = container_binaries()
-    if binaries is None:
+    image = container_image()
+    if image is None:
         pytest.skip("no Docker engine answers (or testcontainers is not installed)")
+    binaries = PostgreSQLBinaries(None, image.rpartition(":")[2], "testcontainers")
     with start_shards(1, binaries=binaries) as servers:
         servers.execute("CREATE TABLE t (id integer)")
         servers.load("t", [(1,), (2,)], shard_of=lambda row: 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -23,6 +24,7 @@ from rich.text import Text
 import dask_shardsql as dss
 from dask_shardsql.cli.progress import ShardProgress, drawn
 from dask_shardsql.testing import PostgreSQLBinaries, ShardServers, start_shards
+from dask_shardsql.testing._storage import CACHE
 from dask_shardsql.testing.tpch import TPCH_SHARDED, load_tpch
 
 __all__ = ["Demo"]
@@ -115,6 +117,7 @@ class Demo:
         began = time.monotonic()
         try:
             with ExitStack() as cleanup:
+                cleanup.callback(CACHE.remove)  # start_shards leaves it when it fails
                 cleanup.callback(self._stop_servers)
                 self._steps(cleanup)
             end = "" if self.handed_over else " The servers are stopped and their data is removed."
@@ -131,6 +134,8 @@ class Demo:
             if self.handed_over:
                 return
             self._stopping.set()
+        # psycopg2 prints, through this hook, what it meets when a server ends within a COPY.
+        sys.excepthook = lambda *error: None
         if self._servers is not None:
             self._servers.stop()
 

@@ -166,6 +166,8 @@ def _connected(address: str | None) -> Iterator[Any]:
     from distributed import Client
     from distributed.utils import silence_logging_cmgr
 
+    # What asyncio says of tasks that a Ctrl-C left behind helps nobody.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     problem = ""
     with silence_logging_cmgr(logging.CRITICAL):
         try:

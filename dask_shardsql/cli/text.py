@@ -7,6 +7,7 @@ reads back as the same number.
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,10 @@ import pyarrow.compute as pc
 
 __all__ = ["as_text", "is_number", "join"]
 
-_BEFORE_CHRIST = re.compile(r"(-?\d+)(-\d\d-\d\d)(.*)", re.DOTALL)
+_YEAR_2000 = datetime.date(2000, 1, 1)
+_DAYS_TO_2000 = 10_957
+_DAYS_IN_400_YEARS = 146_097
+_DAY = 86_400_000_000  # microseconds
 _ARRAY_QUOTED = re.compile(r'[{},"\\\s]')
 _ARRAY_ESCAPED = re.compile(r'(["\\])')
 
@@ -47,10 +51,10 @@ def as_text(array: pa.Array) -> pa.Array:
     if pa.types.is_floating(kind):
         return _floats(array)
     if pa.types.is_timestamp(kind):
-        local = array.cast(pa.timestamp(kind.unit)) if kind.tz else array
-        return _dates(_short_fractions(local), "+00" if kind.tz else "")
+        local = array.cast(pa.timestamp("us"))
+        return _dates(local, _short_fractions(local), "+00" if kind.tz else "")
     if pa.types.is_date(kind):
-        return _dates(array.cast(pa.large_string()), "")
+        return _dates(array, array.cast(pa.large_string()), "")
     if pa.types.is_time(kind):
         return _short_fractions(array)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
@@ -100,20 +104,34 @@ def _short_fractions(array: pa.Array) -> pa.Array:
     )
 
 
-def _dates(texts: pa.Array, zone: str) -> pa.Array:
-    """Write years before 1 as PostgreSQL does: Arrow's year 0 is 1 BC."""
-    early = pc.match_substring_regex(texts, r"^(-|0000-)")
+def _dates(array: pa.Array, texts: pa.Array, zone: str) -> pa.Array:
+    """Return `texts` of the dates or timestamps in `array`, corrected where Arrow's are not right.
+
+    Arrow writes the year 0 where PostgreSQL writes 1 BC, and nothing beyond the year 32767.
+    """
+    strange = pc.match_substring_regex(texts, "^(-|0000-|<)")
     texts = join([texts, pa.scalar(zone, pa.large_string())], "")
-    if not pc.any(early).as_py():
+    if not pc.any(strange).as_py():
         return texts
+    dates = pa.types.is_date(array.type)
+    numbers = array.cast(pa.int32() if dates else pa.int64()).to_pylist()
+    written = texts.to_pylist()
+    for number in pc.indices_nonzero(pc.fill_null(strange, False)).to_pylist():
+        days, time = (numbers[number], 0) if dates else divmod(numbers[number], _DAY)
+        clock = "" if dates else f" {_clock(time)}{zone}"
+        year, day = _civil(days)
+        written[number] = f"{year if year > 0 else 1 - year:04}{day}{clock}{' BC' * (year < 1)}"
+    return _strings(written)
 
-    def rewrite(text: str | None) -> str | None:
-        found = _BEFORE_CHRIST.fullmatch(text) if text is not None else None
-        if found is None or int(found[1]) > 0:
-            return text
-        return f"{1 - int(found[1]):04}{found[2]}{found[3]} BC"
 
-    return _strings(rewrite(text) for text in texts.to_pylist())
+def _civil(days: int) -> tuple[int, str]:
+    """Return the year (0 is 1 BC), and ``-mm-dd``, of the day that many days after 1970-01-01.
+
+    The Gregorian calendar repeats every 400 years, so that Python's years 2000 to 2399 do.
+    """
+    cycle, day = divmod(days - _DAYS_TO_2000, _DAYS_IN_400_YEARS)
+    date = _YEAR_2000 + datetime.timedelta(days=day)
+    return date.year + 400 * cycle, f"-{date.month:02}-{date.day:02}"
 
 
 def _interval(months: int, days: int, nanoseconds: int) -> str:
@@ -127,12 +145,15 @@ def _interval(months: int, days: int, nanoseconds: int) -> str:
             parts.append(f"{plus}{value} {unit}{'' if value == 1 else 's'}")
             negative = value < 0
     if nanoseconds or not parts:
-        seconds, fraction = divmod(abs(nanoseconds) // 1000, 1_000_000)
         sign = "-" if nanoseconds < 0 else "+" if negative else ""
-        clock = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-        point = f".{fraction:06}".rstrip("0").rstrip(".")
-        parts.append(f"{sign}{clock}{point}")
+        parts.append(sign + _clock(abs(nanoseconds) // 1000))
     return " ".join(parts)
+
+
+def _clock(microseconds: int) -> str:
+    seconds, fraction = divmod(microseconds, 1_000_000)
+    clock = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+    return clock + f".{fraction:06}".rstrip("0").rstrip(".")
 
 
 def _lists(array: pa.Array) -> pa.Array:

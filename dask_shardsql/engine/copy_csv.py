@@ -7,6 +7,8 @@ one whole row at a time, so a batch of rows never splits a value, however long i
 
 from __future__ import annotations
 
+import codecs
+
 import pyarrow as pa
 import pyarrow.csv as csv
 
@@ -61,7 +63,9 @@ class CopyReader:
     def _flush(self) -> None:
         if not self._rows:
             return
-        data = pa.py_buffer(b"".join(self._rows))
+        # Arrow drops a byte order mark at the start: here it would be the first value's own
+        mark = [codecs.BOM_UTF8] if self._rows[0].startswith(codecs.BOM_UTF8) else []
+        data = pa.py_buffer(b"".join(mark + self._rows))
         self._rows, self._pending = [], 0
         batches = self._decode(data)
         self._batches += batches

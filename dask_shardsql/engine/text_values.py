@@ -7,6 +7,7 @@ reported (or becomes NULL). Text forms: PostgreSQL manual, sections 8.4 to 8.6 a
 
 from __future__ import annotations
 
+import decimal
 import re
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,9 @@ __all__ = ["decode_text"]
 _MICROSECONDS_PER_DAY = 86_400_000_000
 _BOOLEANS = {"t": True, "true": True, "f": False, "false": False}
 _BOUNDS = re.compile(r"(?:\[[+-]?\d+:[+-]?\d+\])+=")  # of an array that does not start at 1
+_NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:e[+-]?\d+)?", re.ASCII)
+# Wide enough for any decimal of Arrow's; a digit that would be lost is an error.
+_EXACT = decimal.Context(prec=100, traps=[decimal.InvalidOperation, decimal.Inexact])
 _DATE = re.compile(r"(\d{4,7})-(\d\d)-(\d\d)")
 _TIME = re.compile(r"(\d\d):(\d\d):(\d\d)(?:\.(\d{1,6}))?")
 _INTERVAL = re.compile(
@@ -57,7 +61,7 @@ def decode_text(texts: pa.Array, column: Column, unrepresentable: str = "raise")
     try:
         if pa.types.is_time(kind):
             return _whole_times(texts).cast(kind)
-        if _casts(kind):
+        if _casts(kind) and (not pa.types.is_decimal(kind) or _casts_exactly(texts, kind)):
             return texts.cast(kind)
     except pa.ArrowInvalid:
         pass  # find out below which value it is
@@ -76,6 +80,21 @@ def _casts(kind: pa.DataType) -> bool:
     )
 
 
+def _casts_exactly(texts: pa.Array, kind: pa.DataType) -> bool:
+    """Whether Arrow can be trusted with these numbers: digits beyond its limit wrap round."""
+    limit = (76 if pa.types.is_decimal256(kind) else 38) - max(kind.scale, 0)
+    if (pc.max(pc.binary_length(texts)).as_py() or 0) > limit:
+        digits = pc.replace_substring_regex(texts, "^[+-]?0*", "")
+        point = pc.find_substring(digits, ".")
+        length = pc.binary_length(digits)
+        whole = pc.if_else(pc.less(point, 0), length, point)
+        if (pc.max(whole).as_py() or 0) > limit or (
+            pc.max(length).as_py() or 0
+        ) > limit + kind.scale:
+            return False
+    return not pc.any(pc.match_substring(texts, "e", ignore_case=True)).as_py()
+
+
 def _whole_times(texts: pa.Array) -> pa.Array:
     """Cast ``hh:mm:ss.ffffff``, which Arrow reads only behind a date."""
     day = pa.scalar("1970-01-01")
@@ -87,7 +106,7 @@ def _one(text: str | None, parse: Callable[[str], Any], column: Column, otherwis
         return None
     try:
         return parse(text)
-    except (pa.ArrowInvalid, ValueError, KeyError, OverflowError):
+    except (pa.ArrowInvalid, ValueError, KeyError, ArithmeticError):
         if otherwise == "null":
             return None
     raise UnrepresentableValueError(column.name, text[:80], str(column.arrow_type))
@@ -107,6 +126,8 @@ def _parser(column: Column) -> Callable[[str], Any]:
         return lambda text: _fit(_timestamp(text), pa.timestamp("us", kind.tz), kind)
     if kind == pa.month_day_nano_interval():
         return _interval
+    if pa.types.is_decimal(kind):
+        return lambda text: _decimal(text, kind)
     if _casts(kind):
         return lambda text: pa.scalar(text).cast(kind)
     raise ColumnError(
@@ -122,6 +143,15 @@ def _fit(value: int, unit: pa.DataType, kind: pa.DataType, below: int | None = N
         raise ValueError(value)
     storage = pa.int32() if pa.types.is_date32(unit) else pa.int64()
     return pa.scalar(value, storage).cast(unit).cast(kind)
+
+
+def _decimal(text: str, kind: pa.DataType) -> decimal.Decimal:
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(text)
+    value = decimal.Decimal(text).quantize(decimal.Decimal(1).scaleb(-kind.scale), context=_EXACT)
+    if value and value.adjusted() >= kind.precision - kind.scale:
+        raise OverflowError(text)
+    return value
 
 
 def _bytea(text: str) -> bytes:

@@ -26,8 +26,8 @@ timestamps before year 1 and after year 9999 are held, though Python has none.
 A value that its Arrow type cannot hold (numeric ``NaN`` and infinities or more digits than
 38 + 38, dates and timestamps at infinity, timestamps after 294247-01-10 04:00:54.775807,
 ``24:00:00``, intervals at infinity or whose time exceeds 292 years, an array of two dimensions)
-is an :class:`~dask_shardsql.UnrepresentableValueError`, or NULL where that was asked for; no digit is
-lost silently.
+is an :class:`~dask_shardsql.UnrepresentableValueError`, or NULL where that was asked for; no
+digit is lost silently.
 """
 
 from __future__ import annotations

@@ -10,14 +10,13 @@ from typing import Any
 
 from dask_shardsql.errors import ConnectionFailedError
 from dask_shardsql.testing._local import free_port, probe
-from dask_shardsql.testing.binaries import PostgreSQLBinaries
 
 IMAGE_VARIABLE = "DASK_SHARDSQL_POSTGRES_IMAGE"
 _DEFAULT_IMAGE = "postgres:18"
 
 
-def container_binaries() -> PostgreSQLBinaries | None:
-    """Return an image to start servers from when a Docker engine answers, else None."""
+def container_image() -> str | None:
+    """Return the image to start servers from when a Docker engine answers, else None."""
     try:
         from testcontainers.core.docker_client import DockerClient
 
@@ -28,8 +27,7 @@ def container_binaries() -> PostgreSQLBinaries | None:
             client.close()
     except Exception:  # noqa: BLE001 - no package, no engine, no permission: a class each
         return None
-    image = os.environ.get(IMAGE_VARIABLE, _DEFAULT_IMAGE)
-    return PostgreSQLBinaries(None, image.rpartition(":")[2], "testcontainers")
+    return os.environ.get(IMAGE_VARIABLE, _DEFAULT_IMAGE)
 
 
 class ContainerServer:

@@ -137,11 +137,11 @@ def find_binaries() -> PostgreSQLBinaries:
             return PostgreSQLBinaries.from_directory(directory, source)
         except ConfigurationError as error:
             failures.append(str(error))
-    from dask_shardsql.testing._containers import container_binaries
+    from dask_shardsql.testing._containers import container_image
 
-    containers = container_binaries()
-    if containers is not None:
-        return containers
+    image = container_image()
+    if image is not None:
+        return PostgreSQLBinaries(None, image.rpartition(":")[2], "testcontainers")
     details = "".join(f"\n  {failure}" for failure in failures)
     raise ConfigurationError(
         "cannot start PostgreSQL servers: no PostgreSQL was found (looked at "

@@ -57,11 +57,13 @@ _PLACEHOLDERS = {
     "numeric": (r":\d+", ":1"),
     "named": (r"(?<!:):([A-Za-z_]\w*)", ":name"),
     "format": (r"%s", "%s"),
-    "pyformat": (r"%\(([^)]*)\)s|%s", "%(name)s"),
+    "pyformat": (r"%\(([^)]*)\)s|%s", "%s or %(name)s"),
 }
 # What PEP 249 modules have an SQL form for.
-_ADAPTABLE = (NoneType, int, float, str, bytes, bytearray, memoryview, Decimal, UUID)
-_ADAPTABLE += (dt.date, dt.time, dt.timedelta, list, tuple, dict)
+_ADAPTABLE = (
+    *(NoneType, int, float, str, bytes, bytearray, memoryview, Decimal, UUID),
+    *(dt.date, dt.time, dt.timedelta, list, tuple, dict),
+)
 # What must not be searched for placeholders: strings, identifiers and comments.
 _OPAQUE = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|--[^\n]*|/\*.*?\*/", re.DOTALL)
 

@@ -197,9 +197,7 @@ class DuckDBDriver:
         sql = query.sql if query else None
         if isinstance(error, duckdb.InterruptException):
             return QueryError(text, sqlstate="57014", query=sql)
-        if isinstance(error, duckdb.InvalidInputException) and re.search(
-            r"Values were not provided|count mismatch", text
-        ):
+        if re.search(r"Values were not provided for|argument.count mismatch", text):
             return _parameter_error(text, sql)
         return _query_error(text, sql, lines_before=1)
 
@@ -351,6 +349,9 @@ def _fitted(values: Any, column: Column, unrepresentable: str) -> Any:
         values = values.storage
     if values.type == kind:
         return values
+    if pa.types.is_decimal(kind) and pa.types.is_string(values.type):
+        # Arrow's own cast of 39 digits or more wraps around without an error
+        return to_array(values.to_pylist(), column, unrepresentable)
     try:
         cast = values.cast(kind)
         exact = not (pa.types.is_date(kind) and pa.types.is_timestamp(values.type))
@@ -369,10 +370,7 @@ def _fitted(values: Any, column: Column, unrepresentable: str) -> Any:
 
 def _remedy(problem: str) -> str:
     if "different configuration" in problem:
-        return (
-            ". This process has the file open in another way: close that connection, or open it "
-            "with read_only=True"
-        )
+        return ". This process has the file open in another way: close that connection first"
     if "lock" in problem:
         return ". Another process has the file open to write: wait for it, or let it close the file"
     return ""

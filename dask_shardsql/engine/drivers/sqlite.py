@@ -17,7 +17,8 @@ any other, none, and CAST(... AS NUMERIC)           none: name one with ``types=
 The INT, CHAR, BLOB and REAL lines are SQLite's own rules of affinity ("Datatypes In SQLite",
 section 3.1). A column of the answer has the declared type of the table's column it comes from,
 through views and subqueries, else the affinity of its CAST. Any other expression (``count(*)``,
-``a + b``) has no type before a row is read. Any SQLite column may hold any value: one that does
+``a + b``) has no type before a row is read. A column declared without a type has none before SQLite
+3.41, which began to call it a BLOB. Any SQLite column may hold any value: one that does
 not fit (a text in an INTEGER column, 1.5 in an integer one) is an
 :class:`~dask_shardsql.UnrepresentableValueError`, or NULL where that was asked for.
 
