@@ -99,6 +99,8 @@ def _parse_url(scheme: str, url: str, where: str) -> tuple[str, dict[str, Any]]:
         parts = None
     if parts is None:
         raise _malformed(where, f"{scheme} URL")
+    if parts.fragment:
+        raise _malformed(where, f"{scheme} URL: write '#' as %23")
     path = unquote(parts.path[1:])
     if scheme in _FILE_DRIVERS and (parts.netloc or not path):
         raise TopologyError(

@@ -103,7 +103,8 @@ def collect(
     Parameters
     ----------
     sql : str
-        One query (SELECT, VALUES, TABLE, WITH), with ``%s`` or ``%(name)s`` for parameters.
+        One query (SELECT, VALUES, TABLE, WITH). Its placeholders are the driver's own: ``%s`` or
+        ``%(name)s`` for PostgreSQL, ``?`` or ``:name`` for SQLite, ``?`` or ``$name`` for DuckDB.
     topology : Topology, optional
         The shards; by default the one that ``shardsql.topology`` in ``dask.config`` names.
     params : sequence or mapping, optional

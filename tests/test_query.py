@@ -386,6 +386,33 @@ def test_sessions_are_pinned_and_named(topology, servers):
     assert row["i"] == pa.MonthDayNano([0, 1, 7_200_000_000_000])
 
 
+@pytest.mark.parametrize("backend", ["pyarrow", "numpy_nullable", "numpy"])
+def test_dataframes_of_every_kind_of_value_print(topology, backend):
+    sql = (
+        "SELECT interval '1 mon 2 days 03:00' AS i, date '2024-01-02' AS d, time '01:02' AS t, "
+        "timestamptz '2024-01-02 03:04+00' AS z, 1.5::numeric AS n, '\\x00'::bytea AS b, "
+        "ARRAY[1, NULL] AS a, 'x'::text AS s, NULL::interval AS e, true AS o"
+    )
+    frame = dss.read_sharded_sql(sql, topology, dtype_backend=backend).compute()
+    assert "months=1, days=2" in repr(frame["i"])
+    assert all(name in repr(frame.T) for name in frame.columns)
+    assert len(frame.to_string()) > 100
+    assert frame["i"].iloc[0] + pd.Timestamp("2024-01-01") == pd.Timestamp("2024-02-03 03:00")
+
+
+def test_types_can_be_named_by_texts(topology):
+    sql = "SELECT 1::int8 AS f, 2.5 AS d, timestamptz '2024-01-01 00:00+00' AS t, 'x' AS s"
+    types = {"f": "float64", "d": "decimal128(38, 4)", "t": "timestamp[ms, UTC]"}
+    table = dss.collect(sql, topology, types=types)
+    assert table.schema.types == [
+        *(pa.float64(), pa.decimal128(38, 4), pa.timestamp("ms", "UTC"), pa.string()),
+    ]
+    with pytest.raises(dss.ConfigurationError, match="'f'.*no Arrow type"):
+        dss.collect(sql, topology, types={"f": "double precision"})
+    with pytest.raises(dss.ColumnError, match="nope.*it returns f, d, t, s"):
+        dss.collect(sql, topology, types={"nope": "int64"})
+
+
 def test_events_tell_each_shards_progress(topology, orders):
     events = []
     with dss.listen(events.append):

@@ -183,6 +183,7 @@ def test_a_file_with_a_literal_password_must_be_private(write, mode):
         f"mysql://u:{SECRET}@h:port/x",
         f"mysql://u:{SECRET}@[h/x",
         f"sqlite://{SECRET}",
+        f"sqlite:///a#{SECRET}.db",
         f"{SECRET}",
         f"postgresql://u:{SECRET}\0@h/x",
     ],

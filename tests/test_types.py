@@ -8,18 +8,22 @@ import math
 import struct
 import uuid
 
+import psycopg2.errors
 import pyarrow as pa
 import pytest
 import values
 from conftest import first_shards
+from hypothesis import given, seed, settings
+from hypothesis import strategies as st
 
 import dask_shardsql as dss
 from dask_shardsql.config import Settings
+from dask_shardsql.engine.text_values import decode_text
 from dask_shardsql.query import prepare
+from dask_shardsql.sql.types import Column
 
 SCALARS = values.scalar_kinds()
 KINDS = [*SCALARS, *values.array_kinds(SCALARS)]
-_MONTHS = {"mon": 1, "year": 12}
 
 # Input for the base types of pg_type that are not among KINDS, or why there is none.
 ONE_VALUE = {
@@ -47,7 +51,7 @@ ONE_VALUE = {
     "regconfig": "simple",
     "regdictionary": "simple",
     "regnamespace": "pg_catalog",
-    "regoper": "!~~",
+    "regoper": "||/",
     "regoperator": "+(integer,integer)",
     "regproc": "now",
     "regprocedure": "abs(integer)",
@@ -103,9 +107,9 @@ def as_one_value(topology, value, **options):
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.sql)
 def test_values_are_the_servers_own(kind, one, cursor, table_name):
-    examples = [None, *kind.extreme]
-    examples += [kind.plain.example() for _ in range(0)]
-    examples += typical(kind)
+    if kind.sql == "xml" and not has_xml(cursor):
+        pytest.skip("this PostgreSQL is built without libxml")
+    examples = [None, *kind.extreme, *typical(kind)]
     cursor.execute(f"CREATE TABLE {table_name} (n int4, v {kind.sql})")
     for number, value in enumerate(examples):
         cursor.execute(f"INSERT INTO {table_name} VALUES (%s, %s)", (number, value))
@@ -117,10 +121,16 @@ def test_values_are_the_servers_own(kind, one, cursor, table_name):
     assert [kind.canon(value) for value in values.arrow_values(found)] == expected
 
 
+def has_xml(cursor):
+    try:
+        cursor.execute("SELECT '<a/>'::xml")
+    except psycopg2.errors.FeatureNotSupported:
+        return False
+    return True
+
+
 def typical(kind):
     """Return some of the values that hypothesis finds for `kind`, the same in every run."""
-    from hypothesis import given, seed, settings
-
     found = []
 
     @settings(max_examples=25, database=None, deadline=None)
@@ -151,7 +161,7 @@ def test_every_built_in_type_is_described_and_read(one, cursor):
             unknown.append(name)
             continue
         value = examples[name]
-        if value is None:
+        if value is None or (name == "xml" and not has_xml(cursor)):
             continue
         typmod = "(5)" if name == "bit" else ""
         cursor.execute(f"SELECT format('%%s', %s::{quoted}{typmod})", (value,))
@@ -203,9 +213,10 @@ def test_psycopg2s_own_values(one, cursor):
         *[("294276-12-31 23:59:59.999999", t) for t in ("timestamp", "timestamptz")],
         ("24:00:00", "time"),
         *[(v, "numeric") for v in ("NaN", "1e38", "-1e38", "1e-39", "1e1000")],
+        *[(v, "numeric") for v in ("1e48", "-1e48", "1e69", "-1e69", "1e300")],
         *[(v, "numeric") for v in ("Infinity", "-Infinity")],
         *[("NaN", t) for t in ("numeric(10,2)", "numeric(50,2)")],
-        *[("2562047:47:16.854776", "interval"), ("-2562047788:00:54.775808", "interval")],
+        *[("2562047:47:16.854776", "interval"), ("-2562047788:00:54.775807", "interval")],
         ("{{1,2},{3,4}}", "int4[]"),
         ("{{a},{NULL}}", "text[]"),
         ("[0:0][1:2]={{1,2}}", "int4[]"),
@@ -292,7 +303,8 @@ def test_domains_count_as_the_types_under_them(servers, one, cursor):
         "CREATE DOMAIN price AS numeric(10,2); CREATE DOMAIN list AS int4[]; "
         "CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE DOMAIN feeling AS mood; "
         "CREATE DOMAIN again AS whole; CREATE DOMAIN thrice AS again; "
-        "CREATE TYPE date AS ENUM ('x'); CREATE DOMAIN no_date AS date; SET search_path = public"
+        f"CREATE TYPE date AS ENUM ('x'); CREATE DOMAIN no_date AS {schema}.date; "
+        "SET search_path = public"
     )
     cases = {
         "whole": ("7", pa.int32(), 7),
@@ -488,9 +500,42 @@ def test_types_gives_a_column_another_type(one, value, kind, expected):
     assert none.to_pylist() == [None]
 
 
+@st.composite
+def numbers(draw):
+    whole = draw(st.text("0123456789", max_size=draw(st.sampled_from([3, 40, 90, 400]))))
+    places = draw(st.text("0123456789", max_size=90) | st.text("0", max_size=90))
+    return draw(st.sampled_from(["", "-"])) + (whole.lstrip("0") or "0") + f".{places}".rstrip(".")
+
+
+@given(
+    text=numbers(),
+    kind=st.sampled_from(
+        [
+            *(pa.decimal256(76, 38), pa.decimal256(76, 76), pa.decimal256(50, 0)),
+            *(pa.decimal128(10, 2), pa.decimal128(38, 10), pa.decimal128(38, 38)),
+            *(pa.decimal128(38, 0), pa.decimal128(5, -2)),
+        ]
+    ),
+)
+@settings(max_examples=values.EXAMPLES * 10, deadline=None, derandomize=True)
+def test_numbers_of_any_length_are_exact_or_do_not_fit(text, kind):
+    """Arrow's own cast from text wraps round: it makes 4.6e37 of 1e69."""
+    with decimal.localcontext(prec=1000):
+        number = decimal.Decimal(text)
+        units = number.scaleb(kind.scale)
+        fits = units == units.to_integral_value() and abs(units) < 10**kind.precision
+    texts, numeric = pa.array([text, None]), Column("n", "numeric", kind)
+    found = decode_text(texts, numeric, "null").to_pylist()
+    assert found == [number if fits else None, None]
+    if not fits:
+        with pytest.raises(dss.UnrepresentableValueError):
+            decode_text(texts, numeric)
+
+
 @pytest.mark.parametrize(
     ("value", "kind"),
     [
+        *[("1e60::float8", "decimal128(38, 0)"), ("'1_000'::text", "decimal128(38, 0)")],
         *[("1.5::numeric", "int64"), ("300::int4", "int8"), ("-1::int4", "uint32")],
         *[("1.005::numeric", "decimal128(10, 2)"), ("12345::int4", "decimal128(4, 0)")],
         *[("'x'::text", "float64"), ("'x'::text", "int32"), ("'x'::text", "date32")],
@@ -536,7 +581,7 @@ def test_unrepresentable_must_be_one_of_two_words(one):
 
 def test_the_shards_types_are_named_as_the_database_writes_them(one):
     sql = (
-        "SELECT 1.5::numeric(10,2) AS a, 1::numeric(5,-2) AS b, 1::numeric(2,5) AS c, 1.5 AS d, "
+        "SELECT 1.5::numeric(10,2) AS a, 1::numeric(5,-2) AS b, NULL::numeric(2,5) AS c, 1.5 AS d, "
         "ARRAY[1.5::numeric(10,2)] AS e, 'x'::char(3) AS f, '{}'::int4multirange AS g, "
         "'{}'::regtype[] AS h, '{}'::box[] AS i, '1 2'::int2vector AS j"
     )
@@ -562,5 +607,6 @@ def test_bytes_that_are_no_unicode_are_an_error_that_says_why(servers, cursor, t
     dsn = servers.dsns["s1"].replace("dbname=postgres", f"dbname={table_name}")
     topology = dss.Topology.from_dsns({"bytes": dsn})
     assert column("SELECT 'ok'", topology).to_pylist() == ["ok"]
-    with pytest.raises(dss.ColumnError, match="SQL_ASCII"):
+    with pytest.raises(dss.QueryError, match="invalid byte sequence") as caught:
         column("SELECT E'\\xe9' AS v", topology)
+    assert caught.value.sqlstate == "22021"

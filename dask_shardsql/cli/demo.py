@@ -22,6 +22,8 @@ from dask_shardsql.testing import PostgreSQLBinaries, find_binaries
 __all__ = ["run_demo"]
 
 _MOST_SCALE = 10
+_POLL_SECONDS = 0.05
+_PATIENCE_SECONDS = 15.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -79,13 +81,15 @@ def _run_until_signal(demo: Demo) -> int:
             signal.signal(number, on_signal)
     work = threading.Thread(target=demo.run, name="dask-shardsql-demo")
     work.start()
-    stopping = False
-    while work.is_alive():
-        work.join(0.05)
-        if received and not stopping:
-            stopping = True
-            say("stopping ...")
-            demo.stop()
+    while work.is_alive() and not received:
+        work.join(_POLL_SECONDS)
+    if received and work.is_alive():
+        say("stopping ...")
+        demo.stop()
+        work.join(_PATIENCE_SECONDS)
+        if work.is_alive():
+            demo.abandon()
+        work.join()
     return received[0] if received else 0
 
 

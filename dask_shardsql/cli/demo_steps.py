@@ -10,9 +10,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from decimal import ROUND_HALF_UP, Decimal
 from importlib.util import find_spec
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class Demo:
 
     Attributes
     ----------
-    error : Exception or None
+    error : BaseException or None
         What went wrong, once :meth:`run` has returned.
     agreed : bool
         Whether the answer that was compared is the reference server's.
@@ -100,7 +101,7 @@ class Demo:
         scale: float,
         keep: Path | None,
     ) -> None:
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.agreed = False
         self.handed_over = False
         self._console = console
@@ -109,6 +110,7 @@ class Demo:
         self._scale = scale
         self._keep = keep
         self._servers: ShardServers | None = None
+        self._client: Any = None
         self._stopping = threading.Event()
         self._lock = threading.Lock()
 
@@ -124,7 +126,7 @@ class Demo:
             self._say(f"\nDone in {time.monotonic() - began:.0f} s.{end}")
         except _StoppingError:
             pass
-        except Exception as error:  # noqa: BLE001 - the caller raises it again
+        except BaseException as error:  # noqa: BLE001 - the caller raises it again
             if not self._stopping.is_set():  # else it is only that the servers are gone
                 self.error = error
 
@@ -138,6 +140,12 @@ class Demo:
         sys.excepthook = lambda *error: None
         if self._servers is not None:
             self._servers.stop()
+
+    def abandon(self) -> None:
+        """Give up what :meth:`run` waits for, such as workers that are gone."""
+        if self._client is not None:
+            with suppress(Exception):
+                self._client.close(timeout=2)
 
     def _stop_servers(self) -> None:
         if self._servers is not None and not self.handed_over:
@@ -168,7 +176,8 @@ class Demo:
                 "shards by order key, the other tables copied"
             )
         with self._step("Starting a Dask cluster") as done:
-            done(f"Dask cluster: {_WORKERS} workers, dashboard {_start_cluster(cleanup)}")
+            self._client = _start_cluster(cleanup)
+            done(f"Dask cluster: {_WORKERS} workers, dashboard {_dashboard(self._client)}")
 
         topology = servers.topology
         self._title("1. A sharded table as a lazy dask DataFrame", _READ)
@@ -270,6 +279,8 @@ def deaf_children() -> Iterator[None]:
 
     Threads and processes inherit the signal mask; PostgreSQL's servers then set their own.
     """
+    # Starting this process of its own would lift the mask, in whichever thread first needs it.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -277,8 +288,8 @@ def deaf_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_cluster(cleanup: ExitStack) -> str:
-    """Start a local cluster with a current client; return where its dashboard is."""
+def _start_cluster(cleanup: ExitStack) -> Any:
+    """Start a local cluster and return its client, which is then current."""
     from distributed import Client, LocalCluster
 
     scratch = tempfile.TemporaryDirectory(prefix="dask-shardsql-demo-", ignore_cleanup_errors=True)
@@ -291,10 +302,11 @@ def _start_cluster(cleanup: ExitStack) -> str:
             local_directory=cleanup.enter_context(scratch),
         )
         cleanup.enter_context(cluster)
-        cleanup.enter_context(Client(cluster))
-    if find_spec("bokeh") is None:
-        return "not there without bokeh"
-    return str(cluster.dashboard_link)
+        return cleanup.enter_context(Client(cluster))
+
+
+def _dashboard(client: Any) -> str:
+    return "not there without bokeh" if find_spec("bokeh") is None else str(client.dashboard_link)
 
 
 def _read(topology: dss.Topology) -> dict[str, Decimal]:

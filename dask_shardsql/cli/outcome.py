@@ -124,7 +124,10 @@ def stop_on_signals() -> Iterator[None]:
     What comes after the first one is ignored, so that it cannot interrupt the cleaning up.
     """
 
+    stopped: list[int] = []
+
     def stop(number: int, frame: FrameType | None) -> None:
+        stopped.append(number)
         for each in before:
             signal.signal(each, signal.SIG_IGN)
         raise Stopped(number)
@@ -134,6 +137,9 @@ def stop_on_signals() -> Iterator[None]:
     before = {n: signal.getsignal(n) for n in signals if signal.getsignal(n) != signal.SIG_IGN}
     for number in before:
         signal.signal(number, stop)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        if not stopped:
+            for number, handler in before.items():
+                signal.signal(number, handler)

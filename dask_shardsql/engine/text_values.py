@@ -24,6 +24,7 @@ _MICROSECONDS_PER_DAY = 86_400_000_000
 _BOOLEANS = {"t": True, "true": True, "f": False, "false": False}
 _BOUNDS = re.compile(r"(?:\[[+-]?\d+:[+-]?\d+\])+=")  # of an array that does not start at 1
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:e[+-]?\d+)?", re.ASCII)
+_DECIMAL_DIGITS = {32: 9, 64: 18, 128: 38, 256: 76}
 # Wide enough for any decimal of Arrow's; a digit that would be lost is an error.
 _EXACT = decimal.Context(prec=100, traps=[decimal.InvalidOperation, decimal.Inexact])
 _DATE = re.compile(r"(\d{4,7})-(\d\d)-(\d\d)")
@@ -82,7 +83,7 @@ def _casts(kind: pa.DataType) -> bool:
 
 def _casts_exactly(texts: pa.Array, kind: pa.DataType) -> bool:
     """Whether Arrow can be trusted with these numbers: digits beyond its limit wrap round."""
-    limit = (76 if pa.types.is_decimal256(kind) else 38) - max(kind.scale, 0)
+    limit = _DECIMAL_DIGITS[kind.bit_width] - max(kind.scale, 0)
     if (pc.max(pc.binary_length(texts)).as_py() or 0) > limit:
         digits = pc.replace_substring_regex(texts, "^[+-]?0*", "")
         point = pc.find_substring(digits, ".")

@@ -32,7 +32,8 @@ def to_pandas(
     answer : Answer
         What the columns are.
     dtype_backend : {"pyarrow", "numpy_nullable", "numpy"}
-        ``pyarrow`` keeps every Arrow type. ``numpy_nullable`` has pandas' nullable dtypes for
+        ``pyarrow`` keeps every Arrow type but intervals, which pandas cannot print: they are
+        ``pandas.DateOffset`` objects. ``numpy_nullable`` has pandas' nullable dtypes for
         integers, floats, booleans and text, and NumPy's for the others. ``numpy`` has ``int64``
         and ``bool`` only for columns that the database guarantees to hold no NULL; other
         integers become ``float64``, other booleans ``object``. Under both, decimals, dates,
@@ -54,8 +55,7 @@ def to_pandas(
     -----
     Under ``pyarrow`` a date or a timestamp may lie outside the years 1 to 9999, where Python has
     none: comparing, sorting, grouping and writing Parquet work, but whatever makes a Python value
-    of it (printing a date, ``tolist``) is an ``OverflowError`` of pandas. pandas does not print a
-    DataFrame with a column of intervals either (``NotImplementedError``; a Series it does), nor,
+    of it (printing a date, ``tolist``) is an ``OverflowError`` of pandas. Nor does pandas print,
     under the other two, a timestamp with time zone outside those years.
     """
     mapper = pandas_dtype_mapper(dtype_backend)
@@ -141,7 +141,9 @@ def _python_lists(
     """
     try:
         lists: list[list[Any] | None] = values.to_pylist()
-        return lists
+        if values.type.value_type != pa.month_day_nano_interval():
+            return lists
+        return [items if items is None else [_offset(i) for i in items] for items in lists]
     except (ValueError, OverflowError):
         pass  # find out below which value it is
     otherwise, lists = answer.query.unrepresentable, []
@@ -165,6 +167,14 @@ def _python_value(value: pa.Scalar) -> Any:
         return value.as_py()
     except (ValueError, OverflowError):
         return None
+
+
+def _offset(interval: Any) -> pd.DateOffset | None:
+    """Return what pyarrow makes of an interval outside of lists: MonthDayNano does not unpickle."""
+    if interval is None:
+        return None
+    months, days, nanoseconds = interval
+    return pd.DateOffset(months=months, days=days, nanoseconds=nanoseconds)
 
 
 def _show_date(value: pa.Scalar) -> str:

@@ -174,7 +174,10 @@ def _data_type(column: str, value: Any) -> pa.DataType:
     if isinstance(value, pa.DataType):
         return value
     decimal = re.fullmatch(r"(decimal(?:128|256))\((\d+), ?(-?\d+)\)", str(value).strip())
+    zoned = re.fullmatch(r"timestamp\[(s|ms|us|ns), ?(?:tz=)?(\S+)\]", str(value).strip())
     try:
+        if zoned:
+            return pa.timestamp(zoned[1], zoned[2])
         if decimal:
             factory: Callable[[int, int], pa.DataType] = getattr(pa, decimal[1])
             return factory(int(decimal[2]), int(decimal[3]))
@@ -206,7 +209,8 @@ def pandas_dtype_mapper(dtype_backend: str) -> Callable[[pa.DataType], Any] | No
             f"dtype_backend is {dtype_backend!r}; it must be one of {', '.join(DTYPE_BACKENDS)}"
         )
     if dtype_backend == "pyarrow":
-        return pd.ArrowDtype
+        # pandas cannot print an Arrow interval: those become pandas.DateOffset objects
+        return lambda kind: None if pa.types.is_interval(kind) else pd.ArrowDtype(kind)
     if dtype_backend == "numpy":
         return None
     nullable: dict[pa.DataType, Any] = {

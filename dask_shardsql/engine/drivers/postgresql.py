@@ -27,6 +27,7 @@ from dask_shardsql.engine.drivers.postgresql_types import (
     makes_nulls,
     mark_not_null,
 )
+from dask_shardsql.engine.drivers.rows import plain_value
 from dask_shardsql.errors import (
     ColumnError,
     ConnectionLostError,
@@ -244,20 +245,10 @@ def _adapt(value: Any) -> Any:
     import numpy as np
     import pandas as pd
 
-    if value is pd.NA or value is pd.NaT:
-        return None
-    if isinstance(value, pa.Scalar):
-        return value.as_py()
-    if isinstance(value, np.datetime64):
-        return pd.Timestamp(value).to_pydatetime()
-    if isinstance(value, np.generic):
-        return value.item()
     if isinstance(value, np.ndarray | pd.Series | pd.Index):
         return [_adapt(item) for item in value]
     if isinstance(value, UUID):
         return pgx.AsIs(f"'{value}'::uuid")
-    if isinstance(value, list | tuple):
-        return (
-            type(value)(_adapt(item) for item in value) if type(value) in (list, tuple) else value
-        )
-    return value
+    if type(value) in (list, tuple):
+        return type(value)(_adapt(item) for item in value)
+    return plain_value(value)
