@@ -394,7 +394,7 @@ def test_dataframes_of_every_kind_of_value_print(topology, backend):
         "ARRAY[1, NULL] AS a, 'x'::text AS s, NULL::interval AS e, true AS o"
     )
     frame = dss.read_sharded_sql(sql, topology, dtype_backend=backend).compute()
-    assert "months=1, days=2" in repr(frame["i"])
+    assert "days=2, months=1" in repr(frame["i"])
     assert all(name in repr(frame.T) for name in frame.columns)
     assert len(frame.to_string()) > 100
     assert frame["i"].iloc[0] + pd.Timestamp("2024-01-01") == pd.Timestamp("2024-02-03 03:00")
