@@ -11,9 +11,11 @@ import os
 import sys
 import threading
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from typing import Any
 
 __all__ = ["TOPIC", "ShardEvent", "emit", "listen"]
 
@@ -52,6 +54,7 @@ class ShardEvent:
 Listener = Callable[[ShardEvent], None]
 
 _listeners: list[Listener] = []
+_hearing: weakref.WeakKeyDictionary[Any, list[Listener]] = weakref.WeakKeyDictionary()
 _token = uuid.uuid4().hex
 _lock = threading.Lock()
 
@@ -104,18 +107,29 @@ def _listening_on_cluster(listener: Listener) -> Iterator[None]:
         yield
         return
 
-    def hear(logged: tuple[float, dict[str, object]]) -> None:
-        if logged[1].get("process") == _process():
-            return  # a worker in this process has told the listener itself
-        # distributed adds the worker's address
-        fields = {k: v for k, v in logged[1].items() if k in ShardEvent.__dataclass_fields__}
-        listener(ShardEvent(**fields))  # type: ignore[arg-type]
-
-    client.subscribe_topic(TOPIC, hear)
+    with _lock:
+        hearing = _hearing.setdefault(client, [])
+        hearing.append(listener)
+    if len(hearing) == 1:  # a client has one handler for a topic, so it serves all listeners
+        client.subscribe_topic(TOPIC, lambda logged: _hear(hearing, logged))
     try:
         yield
     finally:
-        client.unsubscribe_topic(TOPIC)
+        with _lock:
+            hearing.remove(listener)
+        if not hearing:
+            client.unsubscribe_topic(TOPIC)
+
+
+def _hear(listeners: list[Listener], logged: tuple[float, dict[str, Any]]) -> None:
+    """Pass on an event of a worker; one in this process has told the listeners itself."""
+    said = logged[1]
+    if said.get("process") == _process():
+        return
+    # distributed adds the worker's address
+    event = ShardEvent(**{k: v for k, v in said.items() if k in ShardEvent.__dataclass_fields__})
+    for listener in tuple(listeners):
+        listener(event)
 
 
 def _process() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -212,9 +213,25 @@ def _run(
     try:
         results = schedule(graph, keys, **options)
     except BaseException:
-        cancel_query(query_id)
+        _cancel(schedule, query_id)
         raise
     return list(results)
+
+
+def _cancel(schedule: Any, query_id: str) -> None:
+    """Stop the query's backends, whether this process or a cluster's workers hold them."""
+    cancel_query(query_id)
+    client: Any = getattr(schedule, "__self__", None)
+    if hasattr(client, "run"):
+
+        def tell_workers() -> None:
+            with suppress(Exception):  # the error that brought us here is the one to report
+                client.run(cancel_query, query_id)
+
+        # in a thread, as a worker that hangs must not keep the user waiting
+        thread = threading.Thread(target=tell_workers, daemon=True)
+        thread.start()
+        thread.join(1.0)
 
 
 def _threads(shards: int) -> int | None:

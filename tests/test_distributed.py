@@ -222,6 +222,55 @@ def test_events_of_workers_reach_the_client(local_cluster, topology):
     assert {event.shard for event in events} == {"s1", "s2", "s3", "s4"}
 
 
+def test_listeners_inside_listeners_all_hear(local_cluster, topology):
+    outer, inner = [], []
+
+    def finished(events):
+        return len([event for event in events if event.state == "finished"])
+
+    with Client(local_cluster), dss.listen(outer.append):
+        with dss.listen(inner.append):
+            dss.collect(SQL, topology)
+            wait_until(lambda: finished(outer) == finished(inner) == 4)
+        dss.collect(SQL, topology)
+        wait_until(lambda: finished(outer) == 8)
+        assert finished(inner) == 4
+
+
+def wait_until(condition, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("on_cluster", [True, False])
+def test_an_error_on_one_shard_stops_the_others(local_cluster, topology, servers, on_cluster):
+    sql = (
+        "SELECT CASE WHEN (SELECT min(id) FROM d_orders) = 0 THEN (SELECT 1/min(id) FROM d_orders)"
+        " ELSE length(pg_sleep(60)::text) END AS x"
+    )
+
+    def sleeping():
+        found = 0
+        for name in ("s2", "s3"):
+            with servers.session(name) as cursor:
+                cursor.execute(
+                    "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND "
+                    "application_name LIKE 'dask_shardsql:%' AND query LIKE '%pg_sleep(60)%'"
+                )
+                found += cursor.fetchone()[0]
+        return found
+
+    three = dss.Topology.from_dsns({s.name: servers.dsns[s.name] for s in topology.shards[:3]})
+    with ExitStack() as stack:
+        if on_cluster:
+            stack.enter_context(Client(local_cluster))
+        with pytest.raises(dss.QueryError, match="division by zero"):
+            dss.collect(sql, three)
+        wait_until(lambda: sleeping() == 0, 5)
+
+
 def test_events_of_workers_in_this_process_are_heard_once(topology):
     events = []
     with (

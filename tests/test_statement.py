@@ -1,8 +1,8 @@
 """single_query, with PostgreSQL as the judge of where a statement ends."""
+# ruff: noqa: RUF001 - a sign beyond ASCII that is no letter is what the texts are about
 
 from __future__ import annotations
 
-import psycopg2
 import pytest
 import values
 from conftest import first_shards
@@ -47,10 +47,8 @@ def verdict(sql):
     try:
         return "one", single_query(sql)
     except dss.StatementError as error:
-        if "only one statement" in error.message:
-            assert sql[error.position - 1] not in "; \n"
-            return "many", None
-        return f"refused: {error.message}", None
+        several = "only one statement" in error.message
+        return "many" if several else f"refused: {error.message}", None
 
 
 def check(sql, judge):
@@ -352,11 +350,9 @@ def test_a_statement_cannot_be_hidden(before, servers, victim):
 def test_the_attack_works_without_single_query(servers, victim):
     """Else the test above could not fail."""
     table, is_there = victim
-    with servers.connect("s1") as connection:
-        connection.autocommit = True
-        with connection.cursor() as cursor, pytest.raises(psycopg2.Error):
-            inside = "SELECT 1" + ATTACK.format(table)
-            cursor.execute(f"BEGIN READ ONLY; SELECT * FROM (\n{inside}\n) AS q LIMIT 0; SELECT x")
+    inside = "SELECT 1" + ATTACK.format(table)
+    with servers.session("s1", autocommit=True) as cursor:
+        cursor.execute(f"BEGIN READ ONLY; SELECT * FROM (\n{inside}\n) AS q LIMIT 0")
     assert not is_there()
 
 

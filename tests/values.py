@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import psycopg2
 import psycopg2.extensions
@@ -86,6 +87,19 @@ def arrow_values(column: pa.ChunkedArray | pa.Array) -> list[Any]:
     if pa.types.is_list(kind):
         return [None if not v.is_valid else arrow_values(v.values) for v in column]
     return column.to_pylist()
+
+
+def arrow_dtype(kind: pa.DataType) -> Any:
+    """Return the dtype under the pyarrow backend: pandas cannot print Arrow's intervals."""
+    interval = kind == pa.month_day_nano_interval()
+    return np.dtype(object) if interval else pd.ArrowDtype(kind)
+
+
+def pandas_values(column: pd.Series[Any]) -> list[Any]:
+    """Return the values of a column under any dtype_backend, as `arrow_values` does."""
+    if isinstance(column.dtype, pd.ArrowDtype):
+        return arrow_values(pa.chunked_array(column.array.__arrow_array__()))
+    return [None if isinstance(v, float | np.floating) and v != v else v for v in column.array]
 
 
 def _is_missing(value: Any) -> bool:

@@ -183,8 +183,7 @@ def demo(
 
     Two workers of a local Dask cluster read a sharded table, a JOIN with a reference table and a
     single row. One answer is compared with that of a server that holds all the rows. Takes about
-    15 seconds and leaves nothing behind, unless --keep is given. Needs the demo extra:
-    pip install 'dask_shardsql[demo]'.
+    15 seconds and leaves nothing behind, unless --keep is given. Needs the package's extra "demo".
     """
     from dask_shardsql.cli.demo import run_demo
 

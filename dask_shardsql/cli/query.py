@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,7 +34,6 @@ from dask_shardsql.cli.output import (
 from dask_shardsql.cli.progress import ShardProgress, drawn
 from dask_shardsql.cli.table import MOST_ROWS, count_line, table_lines
 from dask_shardsql.config import default_topology
-from dask_shardsql.engine.cancel import cancel_query
 from dask_shardsql.errors import ShardSQLError
 from dask_shardsql.query import collect
 from dask_shardsql.topology import Topology
@@ -101,7 +99,7 @@ def run_query(
             try:
                 table = collect(sql, shards, values, shard_column=shard_column, scheduler=client)
             except Stopped:
-                _cancel(progress, client)
+                _wait_for_end(progress)
                 raise
         seconds = time.monotonic() - started
         _write(table, chosen, output_file)
@@ -171,7 +169,8 @@ def _connected(address: str | None) -> Iterator[Any]:
     problem = ""
     with silence_logging_cmgr(logging.CRITICAL):
         try:
-            client = Client(address, timeout=_CONNECT_SECONDS)
+            # not as default: a client that cannot connect would stay in dask's configuration
+            client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
         except (ValueError, TypeError) as error:
             raise InputError(f"--scheduler {address!r} is no address: {error}") from error
         except OSError as error:
@@ -181,28 +180,17 @@ def _connected(address: str | None) -> Iterator[Any]:
                 f"cannot reach the Dask scheduler at {address}: {problem}. Check the address, and "
                 "that 'dask scheduler' runs there"
             )
-        with client:
+        with client, client.as_current():
             if not client.scheduler_info()["workers"]:
                 say(f"note: the scheduler at {address} has no workers yet; waiting for one")
             yield client
 
 
-def _cancel(progress: ShardProgress, client: Any) -> None:
-    """Cancel what the shards still run, until each has said that it ended.
-
-    ``collect`` has cancelled the query once; a session that was between two statements at that
-    moment needs to be asked again.
-    """
+def _wait_for_end(progress: ShardProgress) -> None:
+    """Wait until every shard has said that it ended: ``collect`` has cancelled the query."""
     deadline = time.monotonic() + _CANCEL_SECONDS
-    while (running := progress.running) and time.monotonic() < deadline:
-        for query_id in running:
-            if client is None:
-                cancel_query(query_id)
-                continue
-            # In a thread: a worker that hangs must not keep the user waiting.
-            threading.Thread(target=client.run, args=(cancel_query, query_id), daemon=True).start()
-        if progress.wait(0.2):
-            break
+    while progress.running and time.monotonic() < deadline and not progress.wait(0.2):
+        pass
 
 
 def _write(table: pa.Table, form: str, file: Path | None) -> None:

@@ -101,6 +101,7 @@ def read_shard(ref: TopologyRef, shard: str, answer: Answer) -> pa.Table:
         emit(ShardEvent(query.query_id, shard, state, rows, nbytes, seconds))
 
     def resolve(found: Columns) -> Columns:
+        refuse_if_cancelled(query.query_id, shard)
         differences = compare_columns({shard: found}, answer.described)
         if differences:
             raise SchemaMismatchError(
@@ -160,6 +161,7 @@ def _connection(ref: TopologyRef, shard: str, query: Query) -> Iterator[tuple[Dr
     pool = pool_of(ref.resolve(), ref.fingerprint, shard)
     try:
         with pool.connection(query.query_id) as connection:
+            refuse_if_cancelled(query.query_id, shard)  # from here on, cancelling reaches it
             yield pool.driver, connection
     except ShardSQLError as error:
         raise _on_shard(error, pool) from error.__cause__

@@ -71,12 +71,19 @@ class Pool:
         finally:
             self._give_back(number, connection)
 
-    def cancel(self, query_id: str) -> None:
-        """Ask the server to stop what the connections lent to that query are running."""
+    def cancel(self, query_id: str) -> bool:
+        """Ask the server to stop what the connections lent to that query are running.
+
+        Returns whether there are any. A connection that is given back in the meantime is not
+        asked: the request must not reach the query it serves next.
+        """
+        found = False
         with self._changed:
-            connections = [c for c, owner in self._busy.values() if owner == query_id]
-        for connection in connections:
-            self.driver.cancel(connection)
+            for connection, owner in self._busy.values():
+                if owner == query_id:
+                    found = True
+                    self.driver.cancel(connection)
+        return found
 
     def close(self) -> None:
         """Close the idle connections."""

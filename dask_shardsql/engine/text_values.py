@@ -22,7 +22,6 @@ __all__ = ["decode_text"]
 
 _MICROSECONDS_PER_DAY = 86_400_000_000
 _BOOLEANS = {"t": True, "true": True, "f": False, "false": False}
-_BOUNDS = re.compile(r"(?:\[[+-]?\d+:[+-]?\d+\])+=")  # of an array that does not start at 1
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d*)?(?:e[+-]?\d+)?", re.ASCII)
 _DECIMAL_DIGITS = {32: 9, 64: 18, 128: 38, 256: 76}
 # Wide enough for any decimal of Arrow's; a digit that would be lost is an error.
@@ -239,10 +238,8 @@ def _items(text: str) -> list[str | None]:
     from psycopg2 import DataError
     from psycopg2.extensions import UNICODEARRAY
 
-    # psycopg2 knows the bounds of one dimension only; Arrow's lists have none
-    body = text[bounds.end() :] if (bounds := _BOUNDS.match(text)) else text
     try:
-        items: list[str | None] = UNICODEARRAY(body, None)
+        items: list[str | None] = UNICODEARRAY(text, None)
     except DataError as error:
         raise ValueError(text) from error
     if any(isinstance(item, list) for item in items):

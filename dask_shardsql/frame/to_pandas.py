@@ -36,9 +36,8 @@ def to_pandas(
         ``pandas.DateOffset`` objects. ``numpy_nullable`` has pandas' nullable dtypes for
         integers, floats, booleans and text, and NumPy's for the others. ``numpy`` has ``int64``
         and ``bool`` only for columns that the database guarantees to hold no NULL; other
-        integers become ``float64``, other booleans ``object``. Under both, decimals, dates,
-        times, bytes and intervals (as ``pandas.DateOffset``) are objects, and an array is a list
-        of Python values.
+        integers become ``float64``, other booleans ``object``. Under the last two, decimals,
+        dates, times, bytes and intervals are objects, and an array is a list of Python values.
     shard : str, optional
         Where the table came from, for the error.
 
@@ -106,9 +105,9 @@ def _fitted(
     if not integer:
         return values
     if kind.bit_width == 64:
-        bad = pc.greater(values, _LAST_EXACT_INTEGER)
+        bad = pc.greater(values, pa.scalar(_LAST_EXACT_INTEGER, kind))
         if pa.types.is_signed_integer(kind):
-            bad = pc.or_(bad, pc.less(values, -_LAST_EXACT_INTEGER))
+            bad = pc.or_(bad, pc.less(values, pa.scalar(-_LAST_EXACT_INTEGER, kind)))
         target = "float64 under dtype_backend='numpy'"
         values = _without(values, bad, lambda v: str(v.as_py()), column, target, answer, shard)
     return values.cast(pa.float64())

@@ -352,12 +352,14 @@ class _ExitWork:
         self._live: set[ShardServers] = set()
         self._pid = 0
 
-    def remember(self, servers: ShardServers) -> None:
+    def arm(self) -> None:
         with self._lock:
             if self._pid != os.getpid():  # a forked child's parent owns what the child inherits
                 self._live, self._pid = set(), os.getpid()
                 atexit.register(self.run)
-            self._live.add(servers)
+
+    def remember(self, servers: ShardServers) -> None:
+        self._live.add(servers)
 
     def forget(self, servers: ShardServers) -> None:
         self._live.discard(servers)

@@ -106,6 +106,7 @@ def start_shards(
         values["io_method"] = "sync"  # no I/O worker processes: tests start many servers
     values |= settings or {}
     account = unprivileged_account()
+    exit_work.arm()  # before anything is written, so that a start that fails leaves nothing
     _storage.remove_stale(account)
 
     servers: list[Server] = []
