@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 import uuid
 
 os.environ["DASK_CONFIG"] = tempfile.mkdtemp(prefix="dask-config-")  # leave the user's alone
+atexit.register(shutil.rmtree, os.environ["DASK_CONFIG"], ignore_errors=True)
 for name in [name for name in os.environ if name.startswith("PG")]:
     del os.environ[name]
 

@@ -356,16 +356,10 @@ def test_the_attack_works_without_single_query(servers, victim):
     assert not is_there()
 
 
-HOLES = pytest.mark.xfail(
-    strict=True, reason="the driver does not look at the text again once parameters are in it"
-)
-
-
 @pytest.mark.parametrize(
     ("sql", "value"),
     [("'%s'", "{}"), ("1 /* %s */", "*/{}"), ("$$%s$$", "$${}"), ("E'\\'%s'", "{}")],
 )
-@HOLES
 def test_a_parameter_inside_quotes_cannot_end_the_statement(sql, value, servers, victim):
     table, is_there = victim
     with pytest.raises(dss.QueryError):
@@ -375,9 +369,6 @@ def test_a_parameter_inside_quotes_cannot_end_the_statement(sql, value, servers,
     assert is_there()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the driver does not pin standard_conforming_strings when it connects"
-)
 def test_a_server_with_standard_conforming_strings_off(servers, victim):
     table, is_there = victim
     topology = first_shards(servers, 1)

@@ -65,4 +65,4 @@ def read_partition(
     ref: TopologyRef, shard: str, answer: Answer, dtype_backend: str
 ) -> pd.DataFrame:
     """Return one shard's answer as a pandas DataFrame."""
-    return to_pandas(read_shard(ref, shard, answer), answer, dtype_backend)
+    return to_pandas(read_shard(ref, shard, answer), answer, dtype_backend, shard)

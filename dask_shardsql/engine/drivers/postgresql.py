@@ -170,6 +170,10 @@ class PostgreSQLDriver:
 
     def _merge_params(self, cursor: Any, query: Query) -> str:
         """Put the parameters into the text, quoted by libpq for this connection."""
+        if cursor.connection.get_parameter_status("standard_conforming_strings") == "off":
+            # in a round trip of its own: a text is lexed whole before any of it runs, and
+            # single_query reads strings as the standard does
+            cursor.execute("SET standard_conforming_strings = on")
         if query.params is None:
             return query.sql
         problem, text = "", b""
@@ -190,7 +194,8 @@ class PostgreSQLDriver:
                 hint="write one %s for each value of a sequence, or %(name)s for each key of a "
                 "mapping, and %% for a percent sign",
             )
-        return text.decode("utf-8")
+        # a placeholder inside quotes or a comment lets its value end them: look at the whole again
+        return single_query(text.decode("utf-8"))
 
     def _end(self, connection: Any, command: str) -> None:
         """End the transaction; close the connection if it cannot even do that."""
