@@ -15,22 +15,16 @@ __all__ = ["single_query"]
 
 _QUERY_WORDS = ("select", "table", "values", "with")
 
-# What can hide a semicolon, or stands outside of it; block comments nest and are cut by hand. Every
-# character beyond ASCII belongs to a name, blanks too. An E'' string goes on, with its backslashes,
-# in a string that only line ends (and comments) part from it.
+# What can hide a semicolon, or stands outside of it; strings and block comments only begin here, as
+# their ends are found by hand. Every character beyond ASCII belongs to a name, blanks too.
 _TOKEN = re.compile(
     r"""
       (?P<line>--[^\r\n]*)
     | (?P<block>/\*)
-    | (?P<escape>
-        [eE]'(?:[^'\\]++|\\.|\\\Z|'')*+
-        (?:'(?:[ \t\f\v]|--[^\r\n]*+)*+[\r\n](?:[ \t\n\r\f\v]|--[^\r\n]*+[\r\n])*+
-           '(?:[^'\\]++|\\.|\\\Z|'')*+)*+
-        (?:'|\Z))
-    | (?P<string>'(?:[^']++|'')*+(?:'|\Z))
-    | (?P<identifier>"(?:[^"]++|"")*+(?:"|\Z))
-    | (?P<dollar>\$(?P<tag>(?:[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_\x80-\U0010ffff]*)?)\$
-        .*?(?:\$(?P=tag)\$|\Z))
+    | (?P<escape>[eE]')
+    | (?P<string>')
+    | (?P<identifier>"[^"]*(?:"|\Z))
+    | (?P<dollar>\$(?:[A-Za-z_\x80-\U0010ffff][A-Za-z0-9_\x80-\U0010ffff]*)?\$)
     | (?P<end>;)
     | (?P<blank>[ \t\n\r\f\v]+)
     | (?P<word>[A-Za-z0-9_$\x80-\U0010ffff]+)
@@ -39,6 +33,8 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _BLOCK_EDGE = re.compile(r"/\*|\*/")
+_ESCAPE_EDGE = re.compile(r"\\|'")
+_GAP = re.compile(r"[ \t\n\r\f\v]+|--[^\r\n]*")
 
 
 def single_query(sql: str) -> str:
@@ -65,7 +61,15 @@ def single_query(sql: str) -> str:
         token = _TOKEN.match(sql, position)
         assert token is not None  # noqa: S101 - 'other' matches any character
         position = token.end()
-        kind = token.lastgroup if token.lastgroup != "tag" else "dollar"
+        kind = token.lastgroup
+        if kind == "escape":
+            position = _end_of_escape_string(sql, position)
+        elif kind == "string":
+            close = sql.find("'", position)
+            position = close + 1 if close >= 0 else len(sql)
+        elif kind == "dollar":
+            close = sql.find(token.group(), position)
+            position = close + len(token.group()) if close >= 0 else len(sql)
         if kind == "block":
             position = _end_of_block_comment(sql, position)
         elif kind == "end" and not begun:
@@ -101,3 +105,24 @@ def _end_of_block_comment(sql: str, position: int) -> int:
         if depth == 0:
             return edge.end()
     return len(sql)
+
+
+def _end_of_escape_string(sql: str, position: int) -> int:
+    """Return where an ``E''`` string ends; it may go on, with its backslashes, in another line."""
+    while edge := _ESCAPE_EDGE.search(sql, position):
+        if edge.group() == "\\" or sql.startswith("'", edge.end()):
+            position = edge.end() + 1  # whatever is escaped, or the second of two quotes
+        elif more := _continuation(sql, edge.end()):
+            position = more
+        else:
+            return edge.end()
+    return len(sql)
+
+
+def _continuation(sql: str, position: int) -> int | None:
+    """Return where a string goes on that only blanks, comments and a line's end part from this."""
+    on_another_line = False
+    while gap := _GAP.match(sql, position):
+        on_another_line |= "\n" in gap.group() or "\r" in gap.group()
+        position = gap.end()
+    return position + 1 if on_another_line and sql.startswith("'", position) else None
