@@ -97,7 +97,14 @@ def default_topology(topology: Topology | None) -> Topology:
         )
     found = dask.config.get("shardsql.topology", None)
     if isinstance(found, Mapping):
-        return Topology.from_mapping(found, source="dask.config 'shardsql.topology'")
+        made = Topology.from_mapping(found, source="dask.config 'shardsql.topology'")
+        if made.has_literal_secrets:
+            raise ConfigurationError(
+                "dask.config 'shardsql.topology' holds a literal password, and dask copies its "
+                "configuration to workers and dumps: name the password by reference, or give the "
+                "path of a TOML file"
+            )
+        return made
     if isinstance(found, str):
         return Topology.from_toml(Path(found).expanduser())
     raise ConfigurationError(

@@ -43,7 +43,7 @@ def parse_dsn(dsn: Any, where: str) -> tuple[str, dict[str, Any]]:
     TopologyError
         When it cannot be read.
     """
-    if not isinstance(dsn, str) or not dsn.strip():
+    if not isinstance(dsn, str) or not dsn.strip() or "\0" in dsn:
         raise TopologyError(f"{where}: the connection string must be a text that is not empty")
     scheme = _URL.match(dsn)
     if scheme and scheme[1].lower() not in ("postgresql", "postgres"):
@@ -59,16 +59,24 @@ def parse_dsn(dsn: Any, where: str) -> tuple[str, dict[str, Any]]:
 
 
 def check_address(keywords: Mapping[str, Any], where: str) -> None:
-    """Refuse hosts and ports that can only be a piece of a badly escaped password.
+    """Refuse values that can only hold a piece of a badly escaped password.
 
     Raises
     ------
     TopologyError
-        The host holds ``@`` or blanks, or the port is not a number.
+        The host holds ``@`` or blanks, the port is not a number, the database or the user looks
+        like a connection string of its own.
     """
+    # 'user' may hold '@' (user@server, as some hosted services want it), but no ':'
+    for key, wrong in (("dbname", "[@:]"), ("user", ":")):
+        if re.search(wrong, str(keywords.get(key, ""))):
+            raise _malformed(where, f"{key} in it")
     for key in ("host", "hostaddr"):
         for host in str(keywords.get(key, "")).split(","):
-            if not re.fullmatch(r"@?[^@\s]*", host):
+            named = key == "host" and not host.startswith(("/", "@"))
+            if not re.fullmatch(r"@?[^@\s]*", host) or (
+                named and re.search(r"^[^:]*:[^:]*$", host)
+            ):
                 raise _malformed(where, f"{key} in it")
     for port in str(keywords.get("port", "")).split(","):
         if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from dask_shardsql.engine.fetch import Answer, compare_columns, describe_shard, 
 from dask_shardsql.errors import (
     ColumnError,
     ConfigurationError,
+    ParameterError,
     QueryError,
     SchemaMismatchError,
     ShardSQLError,
@@ -77,9 +79,14 @@ def prepare(
     names = _chosen(topology, shards)
     driver = _only_driver(topology, names)
     query = Query(
-        driver.check(sql), params, uuid.uuid4().hex[:12], settings.unrepresentable, find_not_null
+        driver.check(sql),
+        _frozen(params),
+        uuid.uuid4().hex[:12],
+        settings.unrepresentable,
+        find_not_null,
     )
     ask = names if settings.check_schema else names[:1]
+    types = _mapping_or_none("types", types)
     outcomes = _run(describe_shard, topology, ask, query, "describe-sharded-sql", scheduler)
     described = _agreed(dict(zip(ask, outcomes, strict=True)), query)
     _refuse_bad_names(described, shard_column)
@@ -172,11 +179,22 @@ def collect(
     return pa.concat_tables(tables).replace_schema_metadata()
 
 
-def share_topology(topology: Topology) -> registry.TopologyRef:
-    """Make the topology known here and on the workers of the current client, if there is one."""
+def share_topology(topology: Topology, schedule: Any = None) -> registry.TopologyRef:
+    """Make the topology known here and on the workers that `schedule` would use.
+
+    Parameters
+    ----------
+    topology : Topology
+        What tasks are to find by the reference that comes back.
+    schedule : callable, optional
+        What ``dask.base.get_scheduler`` gives; by default what it gives now.
+    """
     ref = registry.register(topology)
-    client = _current_client()
-    if client is not None and not client.asynchronous:
+    if schedule is None:
+        with suppress(RuntimeError, ValueError):  # asynchronous clients
+            schedule = get_scheduler()
+    client = _client_of(schedule)
+    if client is not None:
         from dask_shardsql.engine.worker_plugin import give_to_workers
 
         give_to_workers(client, topology)
@@ -192,13 +210,6 @@ def _run(
     scheduler: Any,
 ) -> list[Any]:
     """Run `function` for each shard as a Dask task, wherever Dask is to run, and wait."""
-    ref = share_topology(topology)
-    token = uuid.uuid4().hex
-    keys = [(f"{name}-{token}", number) for number in range(len(shards))]
-    graph = {
-        key: Task(key, function, ref, shard, request)
-        for key, shard in zip(keys, shards, strict=True)
-    }
     try:
         schedule = get_scheduler(scheduler=scheduler) or threaded.get
     except (RuntimeError, ValueError) as error:  # asynchronous clients, unknown names
@@ -206,6 +217,13 @@ def _run(
             f"dask cannot run the query here: {error}. Pass scheduler='threads', or a client that "
             "is not asynchronous"
         ) from error
+    ref = share_topology(topology, schedule)
+    token = uuid.uuid4().hex
+    keys = [(f"{name}-{token}", number) for number in range(len(shards))]
+    graph = {
+        key: Task(key, function, ref, shard, request)
+        for key, shard in zip(keys, shards, strict=True)
+    }
     options = {}
     if schedule is threaded.get:
         options["num_workers"] = _threads(len(shards))
@@ -221,8 +239,8 @@ def _run(
 def _cancel(schedule: Any, query_id: str) -> None:
     """Stop the query's backends, whether this process or a cluster's workers hold them."""
     cancel_query(query_id)
-    client: Any = getattr(schedule, "__self__", None)
-    if hasattr(client, "run"):
+    client = _client_of(schedule)
+    if client is not None:
 
         def tell_workers() -> None:
             with suppress(Exception):  # the error that brought us here is the one to report
@@ -243,20 +261,42 @@ def _threads(shards: int) -> int | None:
     return max(1, min(shards, _MAX_THREADS))
 
 
-def _current_client() -> Any:
-    if "distributed" not in sys.modules:
+def _client_of(schedule: Any) -> Any:
+    """Return the ``distributed.Client`` whose method `schedule` is, or None."""
+    client = getattr(schedule, "__self__", None)
+    if "distributed" not in sys.modules or client is None:
         return None
-    from distributed import default_client
+    from distributed import Client
 
-    with suppress(ValueError):
-        return default_client()
-    return None
+    return client if isinstance(client, Client) and not client.asynchronous else None
+
+
+def _frozen(params: Any) -> Any:
+    """Return a copy of the parameters, so that later changes do not reach a lazy query."""
+    if params is None:
+        return None
+    if isinstance(params, Mapping):
+        return copy.deepcopy(dict(params))
+    if isinstance(params, str | bytes | Set) or not isinstance(params, Iterable):
+        raise ParameterError(
+            f"params must be a sequence or a mapping of values, not {type(params).__name__}"
+        )
+    return copy.deepcopy(tuple(params))
+
+
+def _mapping_or_none(name: str, value: Any) -> Any:
+    if value is not None and not isinstance(value, Mapping):
+        raise ConfigurationError(
+            f"{name} must map the names of columns to their types, as in "
+            f"{{'price': 'float64'}}; it is a {type(value).__name__}"
+        )
+    return value
 
 
 def _chosen(topology: Topology, shards: Sequence[str] | None) -> tuple[str, ...]:
     if shards is None:
         return tuple(shard.name for shard in topology.shards)
-    if isinstance(shards, str) or not shards:
+    if isinstance(shards, str) or not isinstance(shards, Iterable) or not shards:
         raise ConfigurationError("shards must be a list of at least one shard's name")
     wanted = {topology.shard(name).name for name in shards}
     return tuple(shard.name for shard in topology.shards if shard.name in wanted)
@@ -322,7 +362,8 @@ def _one_of(errors: dict[str, ShardSQLError], shards: int) -> ShardSQLError:
     if others:
         rest = "; ".join(str(errors[name]).splitlines()[0] for name in others[:8])
         return error.with_note(f"note: {len(others)} more of {shards} shards failed: {rest}")
-    return error.with_note(f"note: the other {shards - 1} shards accept the query")
+    rest = "the other shard accepts" if shards == 2 else f"the other {shards - 1} shards accept"
+    return error.with_note(f"note: {rest} the query")
 
 
 def _refuse_bad_names(columns: Columns, shard_column: str | None) -> None:

@@ -46,6 +46,15 @@ class Server:
     password: PasswordReference | None = None
     role: str = "primary"
 
+    def __post_init__(self) -> None:
+        if self.role not in ("primary", "replica"):
+            raise TopologyError(f"a server's role is 'primary' or 'replica', not {self.role!r}")
+        for key, _ in self.keywords:
+            if is_secret_keyword(key):
+                raise TopologyError(
+                    f"a server's {key!r} belongs in its secrets, as a Secret, not in its keywords"
+                )
+
     @classmethod
     def from_dsn(cls, dsn: str) -> Server:
         """Make a server from a connection string.
@@ -62,6 +71,8 @@ class Server:
         TopologyError
             When it cannot be read. The text itself is never repeated, as it may hold a password.
         """
+        if not isinstance(dsn, str):
+            raise TopologyError(f"a connection string must be a text, not {type(dsn).__name__}")
         return server_from_mapping({"dsn": dsn}, "the connection string")
 
     @property
@@ -119,6 +130,8 @@ def server_from_mapping(
             if not is_libpq_keyword(key):
                 hint = did_you_mean(key, (*LIBPQ_HINTS, *PASSWORD_REFERENCES))
                 raise TopologyError(f"{where}: unknown key {key!r}{hint}")
+        if "client_encoding" in keywords:
+            raise TopologyError(f"{where}: 'client_encoding' cannot be chosen, sessions use UTF8")
         # one form of each value, so that 5432 and "5432" make equal topologies
         keywords = {k: str(int(v) if isinstance(v, bool) else v) for k, v in keywords.items()}
         check_address(keywords, where)
@@ -155,7 +168,7 @@ def _reference_target(kind: str, target: Any, where: str) -> str | tuple[str, ..
     if not isinstance(target, str) or not target:
         raise TopologyError(f"{where}: {kind} must be {PASSWORD_REFERENCES[kind]}")
     if kind == "password_callable" and not re.fullmatch(r"[\w.]+:[\w.]+", target):
-        raise TopologyError(f"{where}: {kind} must be {PASSWORD_REFERENCES[kind]}, not {target!r}")
+        raise TopologyError(f"{where}: {kind} must be {PASSWORD_REFERENCES[kind]}")
     return target
 
 

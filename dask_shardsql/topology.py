@@ -43,6 +43,8 @@ class Shard:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
             raise TopologyError(f"a shard needs a name that is not empty, not {self.name!r}")
+        if not all(isinstance(server, Server) for server in self.servers):
+            raise TopologyError(f"the servers of shard {self.name!r} must be Server objects")
         primaries = [server for server in self.servers if server.role == "primary"]
         if len(primaries) != 1:
             raise TopologyError(
@@ -98,6 +100,9 @@ class Topology:
     sharded: tuple[ShardedTable, ...] = ()
 
     def __post_init__(self) -> None:
+        for name, kind in (("shards", Shard), ("sharded", ShardedTable)):
+            if not all(isinstance(entry, kind) for entry in getattr(self, name)):
+                raise TopologyError(f"{name} must be a tuple of {kind.__name__} objects")
         if not self.shards:
             raise TopologyError("a topology needs at least one shard, none is named")
         _unique("shards", [shard.name for shard in self.shards])
@@ -127,11 +132,16 @@ class Topology:
         TopologyError
             No shard, two of one name, or a connection string that cannot be read.
         """
-        if isinstance(dsns, str):
-            raise TopologyError("dsns needs one connection string per shard in a list, not a text")
+        if isinstance(dsns, str) or not isinstance(dsns, Sequence | Mapping):
+            raise TopologyError(
+                "dsns needs one connection string per shard, in a list or by name in a mapping, "
+                f"not a {type(dsns).__name__}"
+            )
         if isinstance(dsns, Mapping):
             named = dict(dsns)
         else:
+            if isinstance(names, str) or not isinstance(names, Sequence | None):
+                raise TopologyError("names must be a list of the shards' names")
             labels = list(names) if names is not None else [f"s{i + 1}" for i in range(len(dsns))]
             if len(labels) != len(dsns):
                 raise TopologyError(f"{len(labels)} names for {len(dsns)} connection strings")
@@ -156,6 +166,8 @@ class Topology:
             The file cannot be read, a key is unknown, or it holds a literal password and others
             than its owner may read it.
         """
+        if not isinstance(path, str | os.PathLike) or "\0" in str(path):
+            raise TopologyError(f"the path of a TOML file is needed, not {path!r}")
         file = Path(path)
         problem, parsed = "", {}
         try:
@@ -194,9 +206,14 @@ class Topology:
         TopologyError
             A key is unknown or missing; the message names it, and the shard.
         """
+        mapping = as_table(mapping, source)
         known_keys(mapping, ("defaults", "sharded", "shards"), source)
         defaults = as_table(mapping.get("defaults", {}), f"[defaults] of {source}")
+        if "name" in defaults:
+            raise TopologyError(f"[defaults] of {source} cannot give every shard one 'name'")
         entries = mapping.get("shards", [])
+        if not isinstance(entries, Mapping | list | tuple):
+            raise TopologyError(f"'shards' of {source} must be a list of tables: [[shards]]")
         if isinstance(entries, Mapping):
             entries = [
                 {**as_table(entry, f"shard {name!r} of {source}"), "name": name}

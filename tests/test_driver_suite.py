@@ -240,7 +240,7 @@ def test_the_suite_finds_a_driver_that_changes_values(tmp_path):
     suite = TestSQLite()
     make_sqlite(tmp_path / "suite.db")
     server = Server("sqlite", (("database", str(tmp_path / "suite.db")),))
-    pool = Pool(Rounding(), "s1", server, Settings())
+    pool = Pool(Rounding(), server, Settings())
     with pytest.raises(AssertionError):
         suite.test_reads_what_is_in_the_table(pool)
     pool.close()

@@ -22,7 +22,7 @@ from dask_shardsql.engine.pools import Pool
 def pool(servers):
     shard = dss.Topology.from_dsns({"s1": servers.dsns["s1"]}).shard("s1")
     settings = Settings(max_connections_per_worker=2, pool_timeout=0.3)
-    made = Pool(driver_named("postgresql"), "s1", shard.primary, settings)
+    made = Pool(driver_named("postgresql"), shard.primary, settings)
     yield made
     made.close()
 
@@ -32,24 +32,24 @@ def pid_of(connection):
 
 
 def test_connections_are_reused_and_opened_when_needed(pool):
-    with pool.connection("q") as first:
+    with pool.connection("q", "s1") as first:
         pid = pid_of(first)
-        with pool.connection("q") as second:
+        with pool.connection("q", "s1") as second:
             assert pid_of(second) != pid
-    with pool.connection("q") as again:
+    with pool.connection("q", "s1") as again:
         assert pid_of(again) in {pid, pid_of(second)}
 
 
 def test_the_cap_holds_and_waiting_ends_with_the_remedy(pool):
-    with pool.connection("q"), pool.connection("q"):
+    with pool.connection("q", "s1"), pool.connection("q", "s1"):
         started = time.monotonic()
         with (
             pytest.raises(dss.PoolTimeoutError, match="all 2.*max-connections-per-worker"),
-            pool.connection("q"),
+            pool.connection("q", "s1"),
         ):
             pass
         assert 0.2 < time.monotonic() - started < 5
-    with pool.connection("q"):
+    with pool.connection("q", "s1"):
         pass
 
 
@@ -72,23 +72,23 @@ def test_whoever_waits_gets_the_next_free_connection(servers):
 
 
 def test_a_connection_that_died_while_idle_is_replaced(pool, servers):
-    with pool.connection("q") as connection:
+    with pool.connection("q", "s1") as connection:
         pid = pid_of(connection)
     with servers.connect("s1") as other, other.cursor() as cursor:
         cursor.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
     other.close()
     time.sleep(0.1)
-    with pool.connection("q") as connection, connection.cursor() as cursor:
+    with pool.connection("q", "s1") as connection, connection.cursor() as cursor:
         assert pid_of(connection) != pid
         cursor.execute("SELECT 1")
 
 
 def test_an_open_transaction_never_returns_to_the_pool(pool):
-    with pool.connection("q") as connection:
+    with pool.connection("q", "s1") as connection:
         pid = pid_of(connection)
         with connection.cursor() as cursor:
             cursor.execute("BEGIN")
-    with pool.connection("q") as connection:
+    with pool.connection("q", "s1") as connection:
         assert pid_of(connection) != pid
 
 
@@ -147,11 +147,11 @@ def test_idle_connections_can_be_closed(servers):
 
 def test_a_cancelled_query_leaves_no_backend(servers):
     topology = dss.Topology.from_dsns({"slow": servers.dsns["s1"]})
-    pool = pools.pool_of(topology, topology.fingerprint, "slow")
+    pool = pools.pool_of(topology, "slow")
     failures = []
 
     def run():
-        with pool.connection("doomed") as connection, connection.cursor() as cursor:
+        with pool.connection("doomed", "slow") as connection, connection.cursor() as cursor:
             try:
                 cursor.execute("SELECT pg_sleep(30)")
             except psycopg2.Error as error:

@@ -109,6 +109,9 @@ def run_query(
     except BrokenPipeError as error:  # the reader has had enough: not worth a word
         silence_stdout()
         raise typer.Exit(exit_status(error)) from None
+    except OSError:  # what is still buffered would fail again at exit
+        silence_stdout()
+        raise
     if console.is_terminal:
         place = f" to {output_file}" if output_file else ""
         say(f"{len(table):,} rows from {len(shards.shards)} shards{place} in {seconds:.2f} s")

@@ -59,18 +59,22 @@ def _follow(reference: PasswordReference, shard: str) -> tuple[str, str | None]:
     if kind == "password_file":
         return _from_file(Path(str(target)).expanduser())
     if kind == "password_command":
-        words = shlex.split(target) if isinstance(target, str) else list(target)
+        try:
+            words = shlex.split(target) if isinstance(target, str) else list(target)
+        except ValueError as error:
+            return f"is no command: {error}", None
         return _from_command(words)
     return _from_callable(str(target), shard)
 
 
 def _from_file(path: Path) -> tuple[str, str | None]:
     try:
-        return "", path.read_text(encoding="utf-8").rstrip("\r\n")
-    except OSError as error:
-        return f"names {path}: {error.strerror}", None
+        password = path.read_text(encoding="utf-8").rstrip("\r\n")
+        return f"names {path}, which is empty", password or None
     except UnicodeDecodeError:
         return f"names {path}, which is not UTF-8 text", None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        return f"names {path}: {getattr(error, 'strerror', None) or 'not a path'}", None
 
 
 def _from_command(words: list[str]) -> tuple[str, str | None]:
@@ -86,8 +90,11 @@ def _from_command(words: list[str]) -> tuple[str, str | None]:
         text = done.stdout.decode("utf-8").rstrip("\r\n")
     except subprocess.TimeoutExpired:
         return f"runs {shown}, which took more than {_COMMAND_SECONDS:.0f} s", None
-    except (OSError, IndexError) as error:
-        return f"runs {shown}: {getattr(error, 'strerror', 'there is no such command')}", None
+    except (OSError, IndexError, ValueError) as error:
+        return (
+            f"runs {shown}: {getattr(error, 'strerror', None) or 'there is no such command'}",
+            None,
+        )
     except UnicodeDecodeError:
         return f"runs {shown}, which printed something else than UTF-8 text", None
     if done.returncode or not text:

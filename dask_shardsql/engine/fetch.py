@@ -105,9 +105,10 @@ def read_shard(ref: TopologyRef, shard: str, answer: Answer) -> pa.Table:
         differences = compare_columns({shard: found}, answer.described)
         if differences:
             raise SchemaMismatchError(
-                f"shard {shard!r} no longer describes the query as it did when it was planned: "
+                f"shard {shard!r} does not describe the query as it was described when it was "
+                "planned: "
                 + "; ".join(f"{c!r} is {f}, was {e}" for _, c, f, e in differences)
-                + ". Build the DataFrame again",
+                + ". The shards differ, or a table was altered: compare them, and read again",
                 differences,
             )
         return answer.columns
@@ -158,22 +159,22 @@ def compare_columns(
 def _connection(ref: TopologyRef, shard: str, query: Query) -> Iterator[tuple[Driver, Any]]:
     """Lend a connection to the shard; whatever is raised inside names the shard."""
     refuse_if_cancelled(query.query_id, shard)
-    pool = pool_of(ref.resolve(), ref.fingerprint, shard)
+    pool = pool_of(ref.resolve(), shard)
     try:
-        with pool.connection(query.query_id) as connection:
+        with pool.connection(query.query_id, shard) as connection:
             refuse_if_cancelled(query.query_id, shard)  # from here on, cancelling reaches it
             yield pool.driver, connection
     except ShardSQLError as error:
-        raise _on_shard(error, pool) from error.__cause__
+        raise _on_shard(error, shard, pool) from error.__cause__
     except Exception as error:
         translated = pool.driver.translate(error, query)
         if translated is None:
             raise
-        raise _on_shard(translated, pool) from error
+        raise _on_shard(translated, shard, pool) from error
 
 
-def _on_shard(error: ShardSQLError, pool: Pool) -> ShardSQLError:
+def _on_shard(error: ShardSQLError, shard: str, pool: Pool) -> ShardSQLError:
     """Return the same error with the shard and server it came from."""
     if error.shard is None:
-        error.shard, error.server = pool.shard, pool.server.address
+        error.shard, error.server = shard, pool.server.address
     return error

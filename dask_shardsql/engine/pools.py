@@ -1,7 +1,8 @@
-"""One lazy connection pool per process, topology and shard's server.
+"""One lazy connection pool per process and server, whichever topologies and shards name it.
 
 A pool is keyed by process id: after a fork the child forgets its parent's pools without closing
-their connections, which are still the parent's. Pools are never pickled.
+their connections, which are still the parent's. Pools are never pickled. A thread closes what has
+been idle for too long.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from dask_shardsql.topology import Server, Topology
 
 __all__ = ["Pool", "active_pools", "close_all", "pool_of"]
 
-_pools: dict[tuple[int, str, str], Pool] = {}
+_pools: dict[tuple[int, Server, str], Pool] = {}
 _forgotten: list[Any] = []
 _lock = threading.Lock()
+_reaper_of: int | None = None
 
 
 class Pool:
@@ -35,19 +37,16 @@ class Pool:
     ----------
     driver : Driver
         Opens, checks and closes them.
-    shard : str
-        The shard's name, for errors.
     server : Server
         Whom to connect to.
     settings : Settings
         How many at most, how long to wait, how long an idle one is kept.
     """
 
-    def __init__(self, driver: Driver, shard: str, server: Server, settings: Settings) -> None:
+    def __init__(self, driver: Driver, server: Server, settings: Settings) -> None:
         self.driver = driver
-        self.shard = shard
         self.server = server
-        self._settings = settings
+        self.settings = settings
         self._changed = threading.Condition()
         self._idle: list[tuple[float, Any]] = []
         self._busy: dict[int, tuple[Any, str]] = {}
@@ -55,8 +54,8 @@ class Pool:
         self._numbers = itertools.count()
 
     @contextmanager
-    def connection(self, query_id: str) -> Iterator[Any]:
-        """Lend a connection for the length of a block.
+    def connection(self, query_id: str, shard: str) -> Iterator[Any]:
+        """Lend a connection for the length of a block; `shard` is whom errors name.
 
         Raises
         ------
@@ -65,7 +64,7 @@ class Pool:
         ConnectionFailedError
             A new one could not be opened.
         """
-        number, connection = self._borrow(query_id)
+        number, connection = self._borrow(query_id, shard)
         try:
             yield connection
         finally:
@@ -85,16 +84,18 @@ class Pool:
                     self.driver.cancel(connection)
         return found
 
-    def close(self) -> None:
-        """Close the idle connections."""
+    def close(self, idle_for: float = 0.0) -> None:
+        """Close the connections that have been idle for as many seconds."""
+        oldest = time.monotonic() - idle_for
         with self._changed:
-            idle, self._idle = self._idle, []
-        for _, connection in idle:
+            closing = [c for since, c in self._idle if since <= oldest]
+            self._idle = [(since, c) for since, c in self._idle if since > oldest]
+        for connection in closing:
             self.driver.close(connection)
 
-    def _borrow(self, query_id: str) -> tuple[int, Any]:
-        deadline = time.monotonic() + self._settings.pool_timeout
-        limit = self._settings.max_connections_per_worker
+    def _borrow(self, query_id: str, shard: str) -> tuple[int, Any]:
+        deadline = time.monotonic() + self.settings.pool_timeout
+        limit = self.settings.max_connections_per_worker
         stale: list[Any] = []
         connection = None
         with self._changed:
@@ -104,11 +105,11 @@ class Pool:
                     break
                 if not self._changed.wait(deadline - time.monotonic()):
                     raise PoolTimeoutError(
-                        f"no connection to shard {self.shard!r} became free in "
-                        f"{self._settings.pool_timeout:g} s: all {limit} of this process are in "
+                        f"no connection to shard {shard!r} became free in "
+                        f"{self.settings.pool_timeout:g} s: all {limit} of this process are in "
                         "use. Raise shardsql.max-connections-per-worker or shardsql.pool-timeout "
                         "in dask.config, or run fewer tasks at a time",
-                        shard=self.shard,
+                        shard=shard,
                         server=self.server.address,
                     )
             number = next(self._numbers)
@@ -121,7 +122,7 @@ class Pool:
         if connection is not None:
             return number, connection
         try:
-            connection = self._open()
+            connection = self._open(shard)
         finally:
             with self._changed:
                 self._opening -= 1
@@ -131,7 +132,7 @@ class Pool:
         return number, connection
 
     def _take_idle(self, stale: list[Any]) -> Any:
-        oldest = time.monotonic() - self._settings.pool_idle
+        oldest = time.monotonic() - self.settings.pool_idle
         while self._idle:
             since, connection = self._idle.pop()
             if since >= oldest and self.driver.is_usable(connection):
@@ -149,11 +150,11 @@ class Pool:
         if not usable:
             self.driver.close(connection)
 
-    def _open(self) -> Any:
-        password = resolve_password(self.server, self.shard)
+    def _open(self, shard: str) -> Any:
+        password = resolve_password(self.server, shard)
         failure: ShardSQLError | None = None
         try:
-            return self.driver.connect(self.server, password, self._settings)
+            return self.driver.connect(self.server, password, self.settings)
         except Exception as error:  # noqa: BLE001 - told apart by the driver just below
             translated = self.driver.translate(error)
             if translated is None and isinstance(error, ShardSQLError):
@@ -161,16 +162,17 @@ class Pool:
             reason = str(translated or f"{type(error).__name__}: {error}")
             sqlstate = getattr(translated, "sqlstate", None)
             failure = ConnectionFailedError(
-                f"cannot connect to shard {self.shard!r} ({self.server.address}): "
+                f"cannot connect to shard {shard!r} ({self.server.address}): "
                 f"{_without(reason, password)}",
-                self.shard,
+                shard,
                 self.server.address,
                 sqlstate,
             )
+        del password  # nor a local of a frame in its traceback
         raise failure  # outside of the handler: no chained exception repeats a login
 
 
-def pool_of(topology: Topology, fingerprint: str, shard: str) -> Pool:
+def pool_of(topology: Topology, shard: str) -> Pool:
     """Return this process's pool for the primary server of a shard.
 
     Raises
@@ -180,14 +182,19 @@ def pool_of(topology: Topology, fingerprint: str, shard: str) -> Pool:
     ConfigurationError
         Its driver cannot be loaded here.
     """
-    key = (os.getpid(), fingerprint, shard)
+    server = topology.shard(shard).primary
+    # a callable may give each shard another password
+    by_shard = server.password is not None and server.password.kind == "password_callable"
+    key = (os.getpid(), server, shard if by_shard else "")
+    settings = Settings.current()
     with _lock:
         pool = _pools.get(key)
     if pool is None:
-        server = topology.shard(shard).primary
-        made = Pool(driver_named(server.driver), shard, server, Settings.current())
+        made = Pool(driver_named(server.driver), server, settings)
         with _lock:
             pool = _pools.setdefault(key, made)
+        _start_reaper()
+    pool.settings = settings
     return pool
 
 
@@ -201,6 +208,25 @@ def close_all() -> None:
     """Close the idle connections of every pool of this process."""
     for pool in active_pools():
         pool.close()
+
+
+def _start_reaper() -> None:
+    global _reaper_of
+    with _lock:
+        if _reaper_of == os.getpid():
+            return
+        _reaper_of = os.getpid()
+    threading.Thread(target=_reap, name="dask_shardsql-idle", daemon=True).start()
+
+
+def _reap() -> None:
+    """Close idle connections as long as the process lives."""
+    while True:
+        pools = active_pools()
+        soonest = min((pool.settings.pool_idle for pool in pools), default=60.0)
+        time.sleep(min(max(soonest / 2, 0.1), 60.0))
+        for pool in active_pools():
+            pool.close(pool.settings.pool_idle)
 
 
 def _without(text: str, password: str | None) -> str:

@@ -12,17 +12,23 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 import tempfile
 import threading
 from contextlib import suppress
-from multiprocessing.connection import Client, Listener
+from multiprocessing.connection import (
+    Client,
+    Connection,
+    answer_challenge,
+    deliver_challenge,
+)
 from typing import Any
 
 from dask_shardsql.errors import TopologyNotFoundError
 from dask_shardsql.secret import PasswordReference, Secret
 from dask_shardsql.topology import Server, Shard, ShardedTable, Topology
 
-__all__ = ["TopologyRef", "pack", "register", "unpack"]
+__all__ = ["TopologyRef", "forget", "pack", "register", "unpack"]
 
 _topologies: dict[str, Topology] = {}
 _lock = threading.Lock()
@@ -35,6 +41,12 @@ def register(topology: Topology, fingerprint: str | None = None) -> TopologyRef:
     with _lock:
         _topologies[ref.fingerprint] = topology
     return ref
+
+
+def forget(fingerprint: str) -> None:
+    """Forget what :func:`register` made known."""
+    with _lock:
+        _topologies.pop(fingerprint, None)
 
 
 class TopologyRef:
@@ -143,21 +155,34 @@ def _serve_children() -> None:
             return
         _listener_of = os.getpid()
         with suppress(OSError):
-            key = bytes(multiprocessing.current_process().authkey)
-            listener = Listener(_address(os.getpid()), "AF_UNIX", authkey=key)
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(_address(os.getpid()))
+            listener.listen(64)
             threading.Thread(
                 target=_serve, args=(listener,), name="dask_shardsql-topologies", daemon=True
             ).start()
 
 
-def _serve(listener: Listener) -> None:
+def _serve(listener: socket.socket) -> None:
     while True:
-        try:
-            with listener.accept() as connection:
-                topology = _topologies.get(connection.recv())
-                connection.send(pack(topology) if topology else None)
-        except (OSError, EOFError, multiprocessing.AuthenticationError):
-            continue  # a child that died or a stranger: the next one may ask
+        with suppress(OSError):
+            accepted, _ = listener.accept()
+            # each in a thread of its own: a stranger who says nothing keeps nobody else waiting
+            threading.Thread(target=_answer, args=(accepted,), daemon=True).start()
+
+
+def _answer(accepted: socket.socket) -> None:
+    """Give one child the topology it asks for, once it has shown that it has the key."""
+    accepted.settimeout(None)
+    key = bytes(multiprocessing.current_process().authkey)
+    with (
+        suppress(OSError, EOFError, multiprocessing.AuthenticationError),
+        Connection(accepted.detach()) as connection,
+    ):
+        deliver_challenge(connection, key)
+        answer_challenge(connection, key)
+        topology = _topologies.get(connection.recv())
+        connection.send(pack(topology) if topology else None)
 
 
 def _ask_parent(fingerprint: str) -> Topology | None:
@@ -176,3 +201,11 @@ def _ask_parent(fingerprint: str) -> Topology | None:
     topology = unpack(packed)
     register(topology, fingerprint)
     return topology
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)

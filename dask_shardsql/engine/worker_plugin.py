@@ -18,7 +18,7 @@ from dask_shardsql.engine.pools import close_all
 from dask_shardsql.errors import ConfigurationError
 from dask_shardsql.topology import Topology
 
-__all__ = ["TopologyPlugin", "give_to_workers"]
+__all__ = ["TopologyPlugin", "give_to_workers", "take_from_workers"]
 
 _DISTRIBUTION = "dask_shardsql"
 
@@ -45,7 +45,8 @@ class TopologyPlugin(WorkerPlugin):  # type: ignore[misc]
         registry.register(self._topology, self._fingerprint)
 
     def teardown(self, worker: Worker) -> None:
-        """Close the idle connections."""
+        """Forget the topology, and close the idle connections."""
+        registry.forget(self._fingerprint)
         close_all()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -76,6 +77,16 @@ def give_to_workers(client: Client, topology: Topology) -> None:
     client.register_plugin(TopologyPlugin(topology))
     with _lock:
         _given[client].add(topology.fingerprint)
+
+
+def take_from_workers(client: Client, topology: Topology) -> None:
+    """Make the workers, and the scheduler, forget a topology that :func:`give_to_workers` gave."""
+    with _lock:
+        given = topology.fingerprint in _given.get(client, set())
+    if given:
+        client.unregister_worker_plugin(TopologyPlugin(topology).name)
+        with _lock:
+            _given[client].discard(topology.fingerprint)
 
 
 def _check_versions(client: Client) -> None:

@@ -110,6 +110,8 @@ def read_sharded_sql(
     ref = registry.register(prepared.topology)
     answer, token = prepared.answer, uuid.uuid4().hex
     if snapshot is not None:
+        if not isinstance(snapshot, str) or not snapshot.isprintable() or not snapshot:
+            raise ConfigurationError("snapshot must be a name, of characters that can be printed")
         answer, token = answer.named(snapshot), snapshot
     return new_collection(ReadShards(ref, prepared.shards, answer, settings.dtype_backend, token))
 
@@ -151,7 +153,7 @@ def read_sharded_table(
     topology = default_topology(topology)
     full = f"{schema}.{table}" if schema else table
     known = [entry.name for entry in topology.sharded]
-    if known and not {full, table} & {*known, *(name.rpartition(".")[2] for name in known)}:
+    if known and not any(_same_table(full, name) for name in known):
         one = options.get("shards")
         if one is None or len(one) != 1:
             raise ConfigurationError(
@@ -159,9 +161,18 @@ def read_sharded_table(
                 f"{', '.join(known)}), so it is whole on every shard. Read it from one of them: "
                 f"shards=[{topology.shards[0].name!r}]"
             )
-    if isinstance(columns, str) or (columns is not None and not columns):
+    if columns is not None and (
+        isinstance(columns, str) or not columns or not all(isinstance(c, str) for c in columns)
+    ):
         raise ConfigurationError("columns must be a list of at least one column's name")
     quote = driver_named(topology.shards[0].primary.driver).quote_identifier
     chosen = ", ".join(quote(column) for column in columns) if columns else "*"
     name = ".".join(quote(part) for part in (schema, table) if part)
     return read_sharded_sql(f"SELECT {chosen} FROM {name}", topology, **options)
+
+
+def _same_table(one: str, other: str) -> bool:
+    """Whether two names may mean one table: their schemas count where both have one."""
+    if "." in one and "." in other:
+        return one == other
+    return one.rpartition(".")[2] == other.rpartition(".")[2]

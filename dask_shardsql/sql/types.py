@@ -182,7 +182,7 @@ def _data_type(column: str, value: Any) -> pa.DataType:
             factory: Callable[[int, int], pa.DataType] = getattr(pa, decimal[1])
             return factory(int(decimal[2]), int(decimal[3]))
         return pa.type_for_alias(str(value).strip())
-    except ValueError as error:
+    except (ValueError, pa.ArrowInvalid) as error:
         raise ConfigurationError(
             f"types gives column {column!r} the type {value!r}, which is no Arrow type: use a "
             "pyarrow.DataType, or a name such as 'int64', 'float64' or 'decimal128(38, 4)'"

@@ -100,7 +100,7 @@ class DriverSuite:
     @pytest.fixture
     def pool(self, driver: Driver, server: Server) -> Iterator[Pool]:
         """Lend the driver's connections the way the library does."""
-        pool = Pool(driver, "s1", server, Settings(pool_timeout=5.0))
+        pool = Pool(driver, server, Settings(pool_timeout=5.0))
         yield pool
         pool.close()
 
@@ -127,7 +127,7 @@ class DriverSuite:
 
     @staticmethod
     def _use(pool: Pool, query: Query, call: Any) -> Any:
-        with pool.connection("suite") as connection:
+        with pool.connection("suite", "s1") as connection:
             try:
                 return call(connection)
             except ShardSQLError:
@@ -352,7 +352,7 @@ class DriverSuite:
     def test_a_server_that_cannot_be_reached(self, driver: Driver) -> None:
         if self.unreachable is None:
             pytest.skip("no unreachable server is given")
-        pool = Pool(driver, "s1", self.unreachable, Settings(connect_timeout=2.0))
+        pool = Pool(driver, self.unreachable, Settings(connect_timeout=2.0))
         with pytest.raises(ConnectionFailedError, match="s1") as caught:
             self.read(pool, "SELECT id FROM suite_rows")
         self._pickles(caught.value)

@@ -52,6 +52,11 @@ _BEGIN = (
     "SET LOCAL IntervalStyle = 'postgres'; SET LOCAL extra_float_digits = 3; "
     "SET LOCAL bytea_output = 'hex'; SET LOCAL application_name = '{name}'; "
 )
+# A query can set parameters or take locks for its session: the next one must not find them.
+_RESET = (
+    "; RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; "
+    "SELECT pg_catalog.pg_advisory_unlock_all()"
+)
 _DESCRIBE = "SELECT * FROM (\n"
 _DESCRIBE_END = "\n) AS dask_shardsql LIMIT 0"
 
@@ -110,17 +115,21 @@ class PostgreSQLDriver:
         on_rows: OnRows,
     ) -> pa.Table:
         """Describe and COPY the answer in one transaction."""
-        done = False
         try:
             with connection.cursor() as cursor:
                 text = self._merge_params(cursor, query)
                 columns = resolve(self._begin_and_describe(cursor, query, text))
                 reader = CopyReader(columns, query.unrepresentable, on_rows)
-                cursor.copy_expert(f"COPY (\n{text}\n) TO STDOUT (FORMAT csv)", reader)
+                try:
+                    cursor.copy_expert(f"COPY (\n{text}\n) TO STDOUT (FORMAT csv)", reader)
+                except ShardSQLError:  # the reader's: do not wait for rows that nobody wants
+                    self.close(connection)
+                    raise
                 table = reader.table()
-                done = True
-        finally:
-            self._end(connection, "COMMIT" if done else "ROLLBACK")
+        except BaseException:
+            self._end(connection, "ROLLBACK")
+            raise
+        self._end(connection, "COMMIT")
         return table
 
     def cancel(self, connection: Any) -> None:
@@ -203,7 +212,7 @@ class PostgreSQLDriver:
             return
         try:
             with connection.cursor() as cursor:
-                cursor.execute(command)
+                cursor.execute(command + _RESET)
         except psycopg2.Error:
             self.close(connection)
 
