@@ -122,6 +122,38 @@ def test_a_client_that_comes_after_the_dataframe_works_too(local_cluster, topolo
         assert len(ddf.compute()) == 400
 
 
+def test_a_client_that_is_not_current_can_be_named(local_cluster, servers, topology):
+    fresh = dss.Topology.from_dsns({s.name: servers.dsns[s.name] for s in topology.shards[:2]})
+    with Client(local_cluster, set_as_default=False) as client:
+        assert dss.collect("SELECT 1 AS x", fresh, scheduler=client).num_rows == 2
+
+
+def collect_on_a_worker(dsns):
+    return dss.collect("SELECT 1 AS x", dss.Topology.from_dsns(dsns)).num_rows
+
+
+def test_a_task_on_a_worker_can_collect(local_cluster, servers):
+    # a task of the user's own: what it carries is theirs to decide
+    dsns = {name: servers.dsns[name] for name in ("s1", "s3")}
+    with Client(local_cluster) as client:
+        assert client.submit(collect_on_a_worker, dsns, pure=False).result(timeout=60) == 2
+
+
+def test_workers_can_be_made_to_forget_a_topology(local_cluster, servers):
+    from dask_shardsql.engine.worker_plugin import take_from_workers
+
+    topology = dss.Topology.from_dsns({"only": servers.dsns["s2"]})
+    with Client(local_cluster) as client:
+        ddf = dss.read_sharded_sql("SELECT 1 AS x", topology)
+        assert len(ddf) == 1
+        take_from_workers(client, topology)
+        plugins = client.run_on_scheduler(
+            lambda dask_scheduler: list(dask_scheduler.worker_plugins)
+        )
+        assert f"dask_shardsql-{topology.fingerprint}" not in plugins
+        assert len(ddf.compute()) == 1  # given again, as the next query needs it
+
+
 def test_workers_that_join_later_are_given_the_topology(topology):
     with tcp_cluster(workers=1) as address, Client(address) as client:
         ddf = dss.read_sharded_sql(SQL, topology)

@@ -164,3 +164,66 @@ def test_a_cancelled_query_leaves_no_backend(servers):
     pool.cancel("doomed")
     thread.join(5)
     assert failures == ["57014"]
+
+
+def test_what_a_query_sets_or_locks_is_gone_for_the_next_one(servers):
+    topology = dss.Topology.from_dsns({"s1": servers.dsns["s1"]})
+    look = (
+        "SELECT current_setting('search_path') AS path, current_setting('work_mem') AS memory, "
+        "current_user::text AS role, current_setting('client_encoding') AS encoding, 'é' AS text, "
+        "pg_backend_pid() AS pid, "
+        "(SELECT count(*) FROM pg_locks WHERE locktype = 'advisory') AS locks"
+    )
+    before = dss.collect(look, topology).to_pylist()
+    for sql in (
+        "SELECT set_config('search_path', 'evil, public', false) AS x",
+        "SELECT set_config('work_mem', '1MB', false) AS x",
+        "SELECT set_config('role', 'pg_monitor', false) AS x",
+        "SELECT set_config('client_encoding', 'LATIN1', false) AS x",
+        "SELECT pg_advisory_lock(4711)::text AS x",
+    ):
+        dss.collect(sql, topology)
+        assert dss.collect(look, topology).to_pylist() == before
+
+
+def test_topologies_with_the_same_server_share_its_pool(servers):
+    sql = "SELECT pg_backend_pid() AS p"
+    first = dss.Topology.from_dsns({"a": servers.dsns["s1"]})
+    second = dss.Topology.from_dsns({"b": servers.dsns["s1"]}, sharded={"t": "k"})
+    assert first.fingerprint != second.fingerprint
+    found = [dss.collect(sql, topology)["p"][0].as_py() for topology in (first, second)]
+    assert found[0] == found[1]
+
+
+def test_connections_that_stay_idle_are_closed(servers):
+    topology = dss.Topology.from_dsns({"a": servers.dsns["s1"] + " keepalives_idle=77"})
+    with dask.config.set({"shardsql.pool-idle": "300ms"}):
+        pid = dss.collect("SELECT pg_backend_pid() AS p", topology)["p"][0].as_py()
+        pool = pools.pool_of(topology, "a")
+        deadline = time.monotonic() + 20
+        while pool._idle and time.monotonic() < deadline:
+            time.sleep(0.05)
+    with servers.session("s1") as cursor:
+        cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE pid = %s", (pid,))
+        assert cursor.fetchone() == (0,)
+
+
+def test_settings_hold_from_the_next_query_on(servers):
+    topology = dss.Topology.from_dsns({"a": servers.dsns["s1"]})
+    for limit in (3, 5):
+        with dask.config.set({"shardsql.max-connections-per-worker": limit}):
+            dss.collect("SELECT 1 AS x", topology)
+            assert pools.pool_of(topology, "a").settings.max_connections_per_worker == limit
+
+
+def test_a_value_that_cannot_be_held_ends_the_reading_at_once(servers):
+    topology = dss.Topology.from_dsns({"a": servers.dsns["s1"]})
+    sql = (
+        "SELECT CASE WHEN g = 1 THEN 'infinity' ELSE '2024-01-01' END::date AS d, "
+        "repeat('x', 1000) AS t, pg_sleep(CASE WHEN g > 20000 THEN 60 ELSE 0 END)::text AS s "
+        "FROM generate_series(1, 30000) g"
+    )
+    started = time.monotonic()
+    with pytest.raises(dss.UnrepresentableValueError):
+        dss.collect(sql, topology)
+    assert time.monotonic() - started < 30  # it sleeps for a minute a row further on

@@ -440,3 +440,59 @@ def test_a_large_answer_arrives_in_several_batches(topology):
     assert table.num_rows == 100_000
     assert len([event for event in events if event.state == "reading"]) > 2
     assert table["id"].to_pylist() == list(range(1, 100_001))
+
+
+@pytest.mark.parametrize("params", [[5], {"a": 5}, [[5]]])
+def test_later_changes_to_the_parameters_do_not_reach_a_lazy_query(topology, params):
+    mark = "%(a)s" if isinstance(params, dict) else "%s"
+    ddf = dss.read_sharded_sql(f"SELECT {mark} AS a", topology, params)
+    before = ddf.compute()["a"].tolist()
+    inner = params[0] if isinstance(params, list) and isinstance(params[0], list) else params
+    inner["a" if isinstance(params, dict) else 0] = 99
+    assert ddf.compute()["a"].tolist() == before
+
+
+def test_parameters_may_come_from_a_generator_but_not_from_a_set(topology):
+    table = dss.collect("SELECT %s AS a, %s AS b", topology, (x for x in (1, 2)))
+    assert table.to_pylist() == [{"a": 1, "b": 2}] * 4
+    with pytest.raises(dss.ParameterError, match="not set"):
+        dss.collect("SELECT %s AS a", topology, {1})
+
+
+def test_schemas_tell_sharded_tables_from_others(topology, servers):
+    sharded = dss.Topology.from_dsns(
+        {s.name: servers.dsns[s.name] for s in topology.shards}, sharded={"sales.customer": "k"}
+    )
+    with pytest.raises(dss.ConfigurationError, match="'public.customer' is not a sharded table"):
+        dss.read_sharded_table("customer", sharded, schema="public")
+    with pytest.raises(dss.QueryError, match="sales.customer"):
+        dss.read_sharded_table("customer", sharded, schema="sales")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"types": ["int64"]}, {"types": "int64"}, {"types": {"a": 5}}),
+        *({"shards": 5}, {"shard_column": 5}, {"scheduler": "nonsense"}),
+        *({"unrepresentable": "ignore"}, {"check_schema": "yes"}),
+    ],
+)
+def test_options_of_the_wrong_kind_are_named(topology, options):
+    with pytest.raises(dss.ConfigurationError):
+        dss.collect("SELECT 1 AS a", topology, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"dtype_backend": "arrow"}, {"snapshot": "\ud800"}, {"snapshot": 5}]
+)
+def test_options_of_a_lazy_read_are_named(topology, options):
+    with pytest.raises(dss.ConfigurationError):
+        dss.read_sharded_sql("SELECT 1 AS a", topology, **options)
+
+
+def test_a_value_pandas_cannot_hold_names_its_shard(topology):
+    ddf = dss.read_sharded_sql(
+        "SELECT 9007199254740993 AS a", topology, dtype_backend="numpy", shards=["s2"]
+    )
+    with pytest.raises(dss.UnrepresentableValueError, match="'a' of shard 's2'"):
+        ddf.compute()

@@ -183,6 +183,10 @@ def test_a_file_with_a_literal_password_must_be_private(write, mode):
         f"mysql://u:{SECRET}@h:port/x",
         f"mysql://u:{SECRET}@[h/x",
         f"sqlite://{SECRET}",
+        f"postgresql://u:12/{SECRET}@h/d",
+        f"host=h dbname=postgresql://u:{SECRET}@h/d",
+        f"host=h user=u:{SECRET}@x",
+        f"host=h:{SECRET}",
         f"sqlite:///a#{SECRET}.db",
         f"{SECRET}",
         f"postgresql://u:{SECRET}\0@h/x",
@@ -329,3 +333,43 @@ def test_a_driver_of_another_package_is_found_by_its_entry_point(tmp_path, monke
     assert dss.collect("SELECT id FROM t", topology).to_pylist() == [{"id": 5}]
     with pytest.raises(dss.ConfigurationError, match="'broken' cannot be loaded.*no_such_module"):
         dss.collect("SELECT 1", Topology.from_dsns(["broken:///x"]))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(lambda: Topology.from_dsns(None), lambda: Topology.from_dsns(5)),
+        *(lambda: Topology.from_dsns(["host=a"], names=5), lambda: Topology.from_toml(None)),
+        *(lambda: Topology.from_toml("a\0b"), lambda: Topology.from_mapping(None)),
+        *(lambda: Topology.from_mapping({"shards": 5}), lambda: Topology("abc")),
+        *(lambda: Topology.from_mapping({"shards": None}), lambda: dss.Shard("a", "x")),
+        *(lambda: dss.Server.from_dsn(None), lambda: dss.Server(role="boss")),
+        lambda: Topology.from_mapping({"defaults": {"name": "x"}, "shards": {"a": {}}}),
+        lambda: Topology.from_dsns(["host=a client_encoding=LATIN1"]),
+    ],
+)
+def test_values_of_the_wrong_kind_are_topology_errors(make):
+    with pytest.raises(TopologyError):
+        make()
+
+
+def test_a_secret_among_a_servers_keywords_is_refused():
+    with pytest.raises(TopologyError, match="'password' belongs in its secrets") as caught:
+        dss.Server(keywords=(("host", "h"), ("password", SECRET)))
+    assert SECRET not in texts_of(caught.value)
+
+
+def test_a_pasted_password_in_place_of_a_callable_is_not_echoed():
+    with pytest.raises(TopologyError, match="module:function") as caught:
+        Topology.from_mapping({"shards": {"a": {"password_callable": SECRET}}})
+    assert SECRET not in texts_of(caught.value)
+
+
+def test_dasks_configuration_may_not_hold_a_literal_password():
+    shards = {"shards": {"a": {"host": "h", "password": SECRET}}}
+    with (
+        dask.config.set({"shardsql.topology": shards}),
+        pytest.raises(dss.ConfigurationError, match="by reference") as caught,
+    ):
+        default_topology(None)
+    assert SECRET not in texts_of(caught.value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -101,6 +101,8 @@ def run_query(
             except Stopped:
                 _wait_for_end(progress)
                 raise
+            finally:
+                _leave_nothing_on(client, shards)
         seconds = time.monotonic() - started
         _write(table, chosen, output_file)
     except KeyboardInterrupt as stopped:
@@ -187,6 +189,15 @@ def _connected(address: str | None) -> Iterator[Any]:
             if not client.scheduler_info()["workers"]:
                 say(f"note: the scheduler at {address} has no workers yet; waiting for one")
             yield client
+
+
+def _leave_nothing_on(client: Any, topology: Topology) -> None:
+    """Take the topology from the workers again: the next command brings its own."""
+    if client is not None:
+        from dask_shardsql.engine.worker_plugin import take_from_workers
+
+        with suppress(Exception):  # nothing that the user asked for depends on it
+            take_from_workers(client, topology)
 
 
 def _wait_for_end(progress: ShardProgress) -> None:

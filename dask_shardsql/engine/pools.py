@@ -223,8 +223,8 @@ def _reap() -> None:
     """Close idle connections as long as the process lives."""
     while True:
         pools = active_pools()
-        soonest = min((pool.settings.pool_idle for pool in pools), default=60.0)
-        time.sleep(min(max(soonest / 2, 0.1), 60.0))
+        soonest = min((pool.settings.pool_idle for pool in pools), default=5.0)
+        time.sleep(min(max(soonest / 2, 0.1), 5.0))
         for pool in active_pools():
             pool.close(pool.settings.pool_idle)
 
