@@ -24,6 +24,9 @@ DTYPE_BACKENDS = ("numpy", "numpy_nullable", "pyarrow")
 _UNREPRESENTABLE = ("null", "raise")
 
 
+_latest: list[tuple[dict[str, object], Settings]] = []
+
+
 def register_defaults() -> None:
     """Make the package's defaults known to ``dask.config``."""
     file = Path(__file__).with_name("shardsql.yaml")
@@ -65,6 +68,8 @@ class Settings:
         """
         given = dict(dask.config.get("shardsql", {}) or {})
         given.pop("topology", None)
+        if not overrides and _latest and _latest[0][0] == given:
+            return _latest[0][1]  # each shard's task asks
         values = {str(key).replace("-", "_"): value for key, value in given.items()}
         values.update({key: value for key, value in overrides.items() if value is not None})
         unknown = set(values) - set(cls.__dataclass_fields__)
@@ -77,7 +82,10 @@ class Settings:
         for key in ("connect_timeout", "pool_timeout", "pool_idle"):
             if key in values:
                 values[key] = _seconds(key.replace("_", "-"), values[key])
-        return cls(**values)
+        settings = cls(**values)
+        if not overrides:
+            _latest[:] = [(given, settings)]
+        return settings
 
 
 def default_topology(topology: Topology | None) -> Topology:

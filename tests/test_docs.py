@@ -30,7 +30,7 @@ def python_blocks():
 
 def test_readme_python_blocks_print_what_they_say(tpch, monkeypatch):
     monkeypatch.chdir(tpch.toml_directory)
-    names = {}
+    names = {"__name__": "__main__"}
     blocks = list(python_blocks())
     assert len(blocks) >= 5
     for code, expected in blocks:

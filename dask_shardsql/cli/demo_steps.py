@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -272,7 +273,7 @@ class Demo:
             self.handed_over = True
         name = shlex.quote(str(file))
         self._say("\nThe shards stay up. Query them, and stop them when you are done:\n", "bold")
-        self._say(f'{_INDENT}dask-shardsql query "{_TRY_SQL}" --topology {name}')
+        self._say(f'{_INDENT}{_command()} query "{_TRY_SQL}" --topology {name}')
         self._say(f"{_INDENT}{servers.stop_command} && rm {name}")
         self._say(f"\n{file} names them; it holds their password, so only you can read it.")
 
@@ -333,3 +334,9 @@ def _point(topology: dss.Topology) -> dict[str, Any]:
     row: dict[str, Any]
     (row,) = table.to_pylist()
     return row
+
+
+def _command() -> str:
+    """Return how this command is called in the user's shell."""
+    name = "dask-shardsql"
+    return name if shutil.which(name) else shlex.quote(str(Path(sys.executable).with_name(name)))
