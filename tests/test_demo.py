@@ -118,7 +118,7 @@ def test_kept_shards_answer_until_they_are_stopped(temp):
         assert (child.returncode, err) == (0, "")
         assert len(left_running(temp)) >= 3  # two shards and the reference server
         assert file.stat().st_mode & 0o777 == 0o600
-        (line,) = re.findall(r"^ +dask-shardsql (query .*)$", out, re.MULTILINE)
+        (line,) = re.findall(r"^ +\S*dask-shardsql (query .*)$", out, re.MULTILINE)
         words = shlex.split(line)
         answer = subprocess.run(
             [*COMMAND, *words, "-f", "csv"],
