@@ -276,12 +276,19 @@ def _frozen(params: Any) -> Any:
     if params is None:
         return None
     if isinstance(params, Mapping):
-        return copy.deepcopy(dict(params))
+        return {key: _copied(value) for key, value in params.items()}
     if isinstance(params, str | bytes | Set) or not isinstance(params, Iterable):
         raise ParameterError(
             f"params must be a sequence or a mapping of values, not {type(params).__name__}"
         )
-    return copy.deepcopy(tuple(params))
+    return tuple(_copied(value) for value in params)
+
+
+def _copied(value: Any) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # noqa: BLE001 - psycopg2's own wrappers, memory views: as they are
+        return value
 
 
 def _mapping_or_none(name: str, value: Any) -> Any:

@@ -9,9 +9,11 @@ import uuid
 import dask
 import numpy as np
 import pandas as pd
+import psycopg2
 import pyarrow as pa
 import pytest
 from conftest import first_shards
+from psycopg2.extras import Json
 
 import dask_shardsql as dss
 
@@ -134,6 +136,9 @@ def test_queries_and_parameters_in_every_form(servers, topology, orders, sql, pa
         (pd.Series([1, 2]), [1, 2]),
         ("it's \\ % ; -- \" $$ ünï", "it's \\ % ; -- \" $$ ünï"),
         (b"\x00\xff'", b"\x00\xff'"),
+        (memoryview(b"\x00\xff'"), b"\x00\xff'"),
+        (psycopg2.Binary(b"\x00\xff'"), b"\x00\xff'"),
+        (Json({"a": [1]}), '{"a": [1]}'),
     ],
 )
 def test_parameters_of_numpy_pandas_and_arrow(topology, value, shown):
