@@ -66,7 +66,10 @@ class Settings:
         ConfigurationError
             A setting has a value it cannot have.
         """
-        given = dict(dask.config.get("shardsql", {}) or {})
+        configured = dask.config.get("shardsql", {}) or {}
+        if not isinstance(configured, Mapping):
+            raise ConfigurationError("dask.config 'shardsql' must be a mapping of settings")
+        given = dict(configured)
         given.pop("topology", None)
         if not overrides and _latest and _latest[0][0] == given:
             return _latest[0][1]  # each shard's task asks
@@ -113,6 +116,11 @@ def default_topology(topology: Topology | None) -> Topology:
                 "path of a TOML file"
             )
         return made
+    if isinstance(found, str) and "://" in found:
+        raise ConfigurationError(
+            "dask.config 'shardsql.topology' must be the path of a TOML file or nested keys, not a "
+            "connection string (not shown, as it may hold a password)"
+        )
     if isinstance(found, str):
         return Topology.from_toml(Path(found).expanduser())
     raise ConfigurationError(

@@ -67,6 +67,9 @@ def check_address(keywords: Mapping[str, Any], where: str) -> None:
         The host holds ``@`` or blanks, the port is not a number, the database or the user looks
         like a connection string of its own.
     """
+    for key, value in keywords.items():
+        if key != "password" and re.search(r"passw\w*\s*=", str(value), re.IGNORECASE):
+            raise _malformed(where, f"{key} in it")
     # 'user' may hold '@' (user@server, as some hosted services want it), but no ':'
     for key, wrong in (("dbname", "[@:]"), ("user", ":")):
         if re.search(wrong, str(keywords.get(key, ""))):

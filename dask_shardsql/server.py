@@ -54,6 +54,11 @@ class Server:
                 raise TopologyError(
                     f"a server's {key!r} belongs in its secrets, as a Secret, not in its keywords"
                 )
+        for key, secret in self.secrets:
+            if not isinstance(secret, Secret):
+                raise TopologyError(f"a server's {key!r} must be a Secret, which masks itself")
+        if self.driver == POSTGRESQL:
+            check_address(dict(self.keywords), "the server")
 
     @classmethod
     def from_dsn(cls, dsn: str) -> Server:

@@ -154,6 +154,16 @@ def test_workers_can_be_made_to_forget_a_topology(local_cluster, servers):
         assert len(ddf.compute()) == 1  # given again, as the next query needs it
 
 
+def test_a_cluster_in_this_process_does_not_take_our_topologies_with_it(servers):
+    topology = dss.Topology.from_dsns({"here": servers.dsns["s2"]})
+    lazy = dss.read_sharded_sql("SELECT 1 AS x", topology, scheduler="threads")
+    with Client(processes=False, n_workers=2, dashboard_address=None) as client:
+        assert len(dss.read_sharded_sql("SELECT 1 AS x", topology)) == 1
+        client.cluster.scale(1)
+        assert len(lazy.compute()) == 1
+    assert len(lazy.compute()) == 1
+
+
 def test_workers_that_join_later_are_given_the_topology(topology):
     with tcp_cluster(workers=1) as address, Client(address) as client:
         ddf = dss.read_sharded_sql(SQL, topology)

@@ -495,6 +495,14 @@ def test_options_of_a_lazy_read_are_named(topology, options):
         dss.read_sharded_sql("SELECT 1 AS a", topology, **options)
 
 
+@pytest.mark.parametrize(
+    "options", [{"table": 5}, {"schema": 5}, {"columns": 5}, {"columns": [5]}, {"columns": []}]
+)
+def test_names_of_a_table_must_be_texts(topology, options):
+    with pytest.raises(dss.ConfigurationError):
+        dss.read_sharded_table(**{"table": "orders", "topology": topology, **options})
+
+
 def test_a_value_pandas_cannot_hold_names_its_shard(topology):
     ddf = dss.read_sharded_sql(
         "SELECT 9007199254740993 AS a", topology, dtype_backend="numpy", shards=["s2"]

@@ -373,3 +373,28 @@ def test_dasks_configuration_may_not_hold_a_literal_password():
     ):
         default_topology(None)
     assert SECRET not in texts_of(caught.value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: dss.Server(keywords=(("dbname", f"postgresql://u:{SECRET}@h"),)),
+        lambda: Topology.from_dsns([f"host=h dbname='host=x password={SECRET}'"]),
+        lambda: Topology.from_dsns([f"host=h user='u password={SECRET}'"]),
+        lambda: Topology.from_dsns([f"host=h options='-c x.password={SECRET}'"]),
+        lambda: dss.Server(secrets=(("password", SECRET),)),
+    ],
+)
+def test_passwords_in_the_wrong_place_are_refused_without_echo(make):
+    with pytest.raises(TopologyError) as caught:
+        make()
+    assert SECRET not in texts_of(caught.value)
+
+
+def test_a_url_in_place_of_a_topologys_path_is_not_echoed():
+    with (
+        dask.config.set({"shardsql.topology": f"postgresql://u:{SECRET}@h/db"}),
+        pytest.raises(dss.ConfigurationError, match="path of a TOML file") as caught,
+    ):
+        default_topology(None)
+    assert SECRET not in texts_of(caught.value)

@@ -28,9 +28,10 @@ from dask_shardsql.errors import TopologyNotFoundError
 from dask_shardsql.secret import PasswordReference, Secret
 from dask_shardsql.topology import Server, Shard, ShardedTable, Topology
 
-__all__ = ["TopologyRef", "forget", "pack", "register", "unpack"]
+__all__ = ["TopologyRef", "bring", "forget", "pack", "register", "unpack"]
 
 _topologies: dict[str, Topology] = {}
+_brought: dict[str, list[Topology]] = {}  # once for each worker of this process that was given it
 _lock = threading.Lock()
 _listener_of: int | None = None
 
@@ -43,10 +44,26 @@ def register(topology: Topology, fingerprint: str | None = None) -> TopologyRef:
     return ref
 
 
-def forget(fingerprint: str) -> None:
-    """Forget what :func:`register` made known."""
+def bring(topology: Topology, fingerprint: str) -> None:
+    """Make known what another process gave to a worker in this one, until it is forgotten."""
     with _lock:
-        _topologies.pop(fingerprint, None)
+        _brought.setdefault(fingerprint, []).append(topology)
+
+
+def forget(fingerprint: str) -> None:
+    """Undo one :func:`bring`; what this process registered itself stays known."""
+    with _lock:
+        left = _brought.get(fingerprint, [])[1:]
+        if left:
+            _brought[fingerprint] = left
+        else:
+            _brought.pop(fingerprint, None)
+
+
+def _find(fingerprint: str) -> Topology | None:
+    with _lock:
+        brought = _brought.get(fingerprint)
+        return _topologies.get(fingerprint) or (brought[0] if brought else None)
 
 
 class TopologyRef:
@@ -66,7 +83,7 @@ class TopologyRef:
     @property
     def is_known(self) -> bool:
         """Whether this process has the topology already."""
-        return self.fingerprint in _topologies
+        return _find(self.fingerprint) is not None
 
     def resolve(self) -> Topology:
         """Return the topology.
@@ -76,7 +93,7 @@ class TopologyRef:
         TopologyNotFoundError
             This process was never given it.
         """
-        topology = _topologies.get(self.fingerprint) or _ask_parent(self.fingerprint)
+        topology = _find(self.fingerprint) or _ask_parent(self.fingerprint)
         if topology is None:
             raise TopologyNotFoundError(
                 f"process {os.getpid()} was never given topology {self.fingerprint}. Create the "
@@ -151,7 +168,7 @@ def _serve_children() -> None:
     """Start, once a process, the thread that gives topologies to child processes."""
     global _listener_of
     with _lock:
-        if _listener_of == os.getpid() or multiprocessing.parent_process() is not None:
+        if _listener_of == os.getpid():
             return
         _listener_of = os.getpid()
         with suppress(OSError):
@@ -181,7 +198,8 @@ def _answer(accepted: socket.socket) -> None:
     ):
         deliver_challenge(connection, key)
         answer_challenge(connection, key)
-        topology = _topologies.get(connection.recv())
+        fingerprint = connection.recv()  # of a child's child, perhaps: then our parent may know it
+        topology = _find(fingerprint) or _ask_parent(fingerprint)
         connection.send(pack(topology) if topology else None)
 
 

@@ -42,7 +42,7 @@ class TopologyPlugin(WorkerPlugin):  # type: ignore[misc]
 
     def setup(self, worker: Worker) -> None:
         """Register the topology under the client's fingerprint."""
-        registry.register(self._topology, self._fingerprint)
+        registry.bring(self._topology, self._fingerprint)
 
     def teardown(self, worker: Worker) -> None:
         """Forget the topology, and close the idle connections."""

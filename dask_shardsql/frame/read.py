@@ -151,6 +151,8 @@ def read_sharded_table(
         every shard, so that its union would hold every row n times.
     """
     topology = default_topology(topology)
+    if not isinstance(table, str) or not isinstance(schema, str | None):
+        raise ConfigurationError("the table and its schema must be named by texts")
     full = f"{schema}.{table}" if schema else table
     known = [entry.name for entry in topology.sharded]
     if known and not any(_same_table(full, name) for name in known):
@@ -162,7 +164,10 @@ def read_sharded_table(
                 f"shards=[{topology.shards[0].name!r}]"
             )
     if columns is not None and (
-        isinstance(columns, str) or not columns or not all(isinstance(c, str) for c in columns)
+        not isinstance(columns, Sequence)
+        or isinstance(columns, str)
+        or not columns
+        or not all(isinstance(c, str) for c in columns)
     ):
         raise ConfigurationError("columns must be a list of at least one column's name")
     quote = driver_named(topology.shards[0].primary.driver).quote_identifier
