@@ -20,7 +20,10 @@ PASSWORD_REFERENCES = {
 }
 
 _SALT = os.urandom(16)
-_SECRET_KEYWORD = re.compile(r"passw|passwd|\bpwd\b|secret|token|scram_.*_key", re.IGNORECASE)
+_SECRET_KEYWORD = re.compile(
+    r"pass(?!file)|pwd|secret|token|credential|api_?key|private_?key|scram_.*_key|conn\w*str",
+    re.IGNORECASE,
+)
 _NOT_SECRET = {"passfile", *PASSWORD_REFERENCES}
 
 

@@ -210,6 +210,8 @@ LITERAL = [
     {"a": f"host=h sslpassword={SECRET}"},
     {"a": f"mysql://u:{SECRET}@h/x"},
     {"a": f"mysql://h/x?auth_token={SECRET}"},
+    {"a": f"mysql://h/x?api_key={SECRET}&private_key_passphrase=y"},
+    {"a": f"mysql://h/x?user_pwd={SECRET}"},
 ]
 
 
