@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import dask
 import pyarrow as pa
 from dask import threaded
 from dask._task_spec import Task
@@ -254,8 +255,6 @@ def _cancel(schedule: Any, query_id: str) -> None:
 
 def _threads(shards: int) -> int | None:
     """Return a thread for each shard, as they mostly wait, unless the user chose a number."""
-    import dask
-
     if dask.config.get("num_workers", None) or dask.config.get("pool", None):
         return None
     return max(1, min(shards, _MAX_THREADS))

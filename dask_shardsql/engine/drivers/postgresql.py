@@ -27,7 +27,7 @@ from dask_shardsql.engine.drivers.postgresql_types import (
     makes_nulls,
     mark_not_null,
 )
-from dask_shardsql.engine.drivers.rows import plain_value
+from dask_shardsql.engine.drivers.rows import double_quoted, plain_value
 from dask_shardsql.errors import (
     ColumnError,
     ConnectionLostError,
@@ -72,9 +72,7 @@ class PostgreSQLDriver:
 
     def quote_identifier(self, name: str) -> str:
         """Return `name` in double quotes."""
-        if "\0" in name:
-            raise ColumnError(f"the name {name!r} holds a NUL character, which no identifier may")
-        return '"' + name.replace('"', '""') + '"'
+        return double_quoted(name)
 
     def connect(self, server: Server, password: str | None, settings: Settings) -> Any:
         """Open a connection in autocommit mode, client encoding UTF8."""
