@@ -84,7 +84,9 @@ def _run_until_signal(demo: Demo) -> int:
     work.start()
     while work.is_alive() and not received:
         work.join(_POLL_SECONDS)
-    if received and work.is_alive() and demo.stop():
+    # Also when the work has ended by now: a terminal's Ctrl-C may end a child of ours, and the work
+    # with it, before this thread looks.
+    if received and demo.stop():
         work.join(_PATIENCE_SECONDS)
         if work.is_alive():
             demo.abandon()

@@ -74,7 +74,11 @@ def switch_user(account: Account | None) -> dict[str, Any]:
 def run_all(
     commands: Iterable[Sequence[str | Path]], *, account: Account | None, cwd: Path = Path("/")
 ) -> list[tuple[int, str]]:
-    """Run `commands` side by side as `account`; return each one's exit code and output."""
+    """Run `commands` side by side as `account`; return each one's exit code and output.
+
+    Each is in a session of its own: a terminal's Ctrl-C must not make it fail before this process
+    has had the same signal and can tell that from an error.
+    """
     with contextlib.ExitStack() as stack:
         children = [
             stack.enter_context(
@@ -88,6 +92,7 @@ def run_all(
                     env=clean_environment(cwd),
                     cwd=cwd,
                     umask=0o077,
+                    start_new_session=True,
                     **switch_user(account),
                 )
             )
