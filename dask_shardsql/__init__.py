@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dask_shardsql.config import register_defaults as _register_defaults
+from dask_shardsql.eager import collect
 from dask_shardsql.errors import (
     ColumnError,
     ConfigurationError,
@@ -21,7 +22,6 @@ from dask_shardsql.errors import (
 )
 from dask_shardsql.frame.read import read_sharded_sql, read_sharded_table
 from dask_shardsql.progress import ShardEvent, listen
-from dask_shardsql.query import collect
 from dask_shardsql.topology import Server, Shard, ShardedTable, Topology
 
 __all__ = [

@@ -38,7 +38,7 @@ class ShardEvent:
     rows : int
         Rows read so far.
     nbytes : int
-        Bytes received from the server so far.
+        Their size so far, in bytes, as Arrow holds them.
     seconds : float
         Time since the shard's task started.
     """

@@ -1,27 +1,16 @@
-"""From a text and a topology to the shards' answers: what ``collect`` and the DataFrame share."""
+"""From a text and a topology to a described query: what ``collect`` and the DataFrame share."""
 
 from __future__ import annotations
 
 import copy
-import sys
-import threading
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-import dask
-import pyarrow as pa
-from dask import threaded
-from dask._task_spec import Task
-from dask.base import get_scheduler
-
 from dask_shardsql.config import Settings, default_topology
-from dask_shardsql.engine import registry
-from dask_shardsql.engine.cancel import cancel_query
 from dask_shardsql.engine.drivers.base import Columns, Driver, Query, driver_named
-from dask_shardsql.engine.fetch import Answer, compare_columns, describe_shard, read_shard
+from dask_shardsql.engine.fetch import Answer, compare_columns, describe_shard
 from dask_shardsql.errors import (
     ColumnError,
     ConfigurationError,
@@ -30,12 +19,11 @@ from dask_shardsql.errors import (
     SchemaMismatchError,
     ShardSQLError,
 )
+from dask_shardsql.run import run_tasks
 from dask_shardsql.sql.types import override_types
 from dask_shardsql.topology import Topology
 
-__all__ = ["PreparedQuery", "collect", "prepare", "share_topology"]
-
-_MAX_THREADS = 32
+__all__ = ["PreparedQuery", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -88,186 +76,11 @@ def prepare(
     )
     ask = names if settings.check_schema else names[:1]
     types = _mapping_or_none("types", types)
-    outcomes = _run(describe_shard, topology, ask, query, "describe-sharded-sql", scheduler)
+    outcomes = run_tasks(describe_shard, topology, ask, query, "describe-sharded-sql", scheduler)
     described = _agreed(dict(zip(ask, outcomes, strict=True)), query)
     _refuse_bad_names(described, shard_column)
     columns = override_types(described, types)
     return PreparedQuery(topology, names, Answer(query, described, columns, shard_column))
-
-
-def collect(
-    sql: str,
-    topology: Topology | None = None,
-    params: Sequence[Any] | Mapping[str, Any] | None = None,
-    *,
-    types: Mapping[str, Any] | None = None,
-    shard_column: str | None = None,
-    shards: Sequence[str] | None = None,
-    unrepresentable: str | None = None,
-    check_schema: bool | None = None,
-    scheduler: Any = None,
-) -> pa.Table:
-    """Run one query on every shard and return the union of their answers.
-
-    Parameters
-    ----------
-    sql : str
-        One query (SELECT, VALUES, TABLE, WITH). Its placeholders are the driver's own: ``%s`` or
-        ``%(name)s`` for PostgreSQL, ``?`` or ``:name`` for SQLite, ``?`` or ``$name`` for DuckDB.
-    topology : Topology, optional
-        The shards; by default the one that ``shardsql.topology`` in ``dask.config`` names.
-    params : sequence or mapping, optional
-        The parameters' values. Without it a ``%`` in the text stands for itself.
-    types : mapping of str to pyarrow.DataType or str, optional
-        Other Arrow types than the default ones, by column name: ``{"total": "decimal128(38, 4)"}``.
-    shard_column : str, optional
-        Name of an extra last column that holds the name of the shard each row came from.
-    shards : sequence of str, optional
-        Names of the shards to read; all by default.
-    unrepresentable : {"raise", "null"}, optional
-        What becomes of a value its Arrow type cannot hold (``shardsql.unrepresentable``).
-    check_schema : bool, optional
-        Whether every shard describes the query before any is read (``shardsql.check-schema``),
-        or only the first; each shard's answer is compared with the description in any case.
-    scheduler : str, callable or Client, optional
-        As in ``dask.compute``: by default the current ``distributed.Client``, or what
-        ``dask.config`` says, or a thread for each shard.
-
-    Returns
-    -------
-    pyarrow.Table
-        The rows of all shards, in the order of the topology. Columns and types are those that
-        the servers describe, also for shards without rows.
-
-    Raises
-    ------
-    QueryError
-        A server refused the query: once, with its message, SQLSTATE and position.
-    SchemaMismatchError
-        The shards describe the answer differently; raised before any row is read.
-    ColumnError
-        Two columns have one name, or `types` names a column that is not there.
-    UnrepresentableValueError
-        A value does not fit its column's Arrow type.
-    ConnectionFailedError
-        A shard cannot be reached.
-
-    Notes
-    -----
-    Everything in the text runs in the databases, in a read-only transaction a shard. The union is
-    the concatenation of the shards' answers: an aggregate, ORDER BY, LIMIT or DISTINCT holds
-    within each shard, not over all of them. No snapshot spans shards.
-    """
-    settings = Settings.current(unrepresentable=unrepresentable, check_schema=check_schema)
-    prepared = prepare(
-        sql,
-        topology,
-        params,
-        types=types,
-        shard_column=shard_column,
-        shards=shards,
-        settings=settings,
-        scheduler=scheduler,
-    )
-    tables = _run(
-        read_shard,
-        prepared.topology,
-        prepared.shards,
-        prepared.answer,
-        "collect-sharded-sql",
-        scheduler,
-    )
-    return pa.concat_tables(tables).replace_schema_metadata()
-
-
-def share_topology(topology: Topology, schedule: Any = None) -> registry.TopologyRef:
-    """Make the topology known here and on the workers that `schedule` would use.
-
-    Parameters
-    ----------
-    topology : Topology
-        What tasks are to find by the reference that comes back.
-    schedule : callable, optional
-        What ``dask.base.get_scheduler`` gives; by default what it gives now.
-    """
-    ref = registry.register(topology)
-    if schedule is None:
-        with suppress(RuntimeError, ValueError):  # asynchronous clients
-            schedule = get_scheduler()
-    client = _client_of(schedule)
-    if client is not None:
-        from dask_shardsql.engine.worker_plugin import give_to_workers
-
-        give_to_workers(client, topology)
-    return ref
-
-
-def _run(
-    function: Callable[..., Any],
-    topology: Topology,
-    shards: Sequence[str],
-    request: Query | Answer,
-    name: str,
-    scheduler: Any,
-) -> list[Any]:
-    """Run `function` for each shard as a Dask task, wherever Dask is to run, and wait."""
-    try:
-        schedule = get_scheduler(scheduler=scheduler) or threaded.get
-    except (RuntimeError, ValueError) as error:  # asynchronous clients, unknown names
-        raise ConfigurationError(
-            f"dask cannot run the query here: {error}. Pass scheduler='threads', or a client that "
-            "is not asynchronous"
-        ) from error
-    ref = share_topology(topology, schedule)
-    token = uuid.uuid4().hex
-    keys = [(f"{name}-{token}", number) for number in range(len(shards))]
-    graph = {
-        key: Task(key, function, ref, shard, request)
-        for key, shard in zip(keys, shards, strict=True)
-    }
-    options = {}
-    if schedule is threaded.get:
-        options["num_workers"] = _threads(len(shards))
-    query_id = (request.query if isinstance(request, Answer) else request).query_id
-    try:
-        results = schedule(graph, keys, **options)
-    except BaseException:
-        _cancel(schedule, query_id)
-        raise
-    return list(results)
-
-
-def _cancel(schedule: Any, query_id: str) -> None:
-    """Stop the query's backends, whether this process or a cluster's workers hold them."""
-    cancel_query(query_id)
-    client = _client_of(schedule)
-    if client is not None:
-
-        def tell_workers() -> None:
-            with suppress(Exception):  # the error that brought us here is the one to report
-                client.run(cancel_query, query_id)
-
-        # in a thread, as a worker that hangs must not keep the user waiting
-        thread = threading.Thread(target=tell_workers, daemon=True)
-        thread.start()
-        thread.join(1.0)
-
-
-def _threads(shards: int) -> int | None:
-    """Return a thread for each shard, as they mostly wait, unless the user chose a number."""
-    if dask.config.get("num_workers", None) or dask.config.get("pool", None):
-        return None
-    return max(1, min(shards, _MAX_THREADS))
-
-
-def _client_of(schedule: Any) -> Any:
-    """Return the ``distributed.Client`` whose method `schedule` is, or None."""
-    client = getattr(schedule, "__self__", None)
-    if "distributed" not in sys.modules or client is None:
-        return None
-    from distributed import Client
-
-    return client if isinstance(client, Client) and not client.asynchronous else None
 
 
 def _frozen(params: Any) -> Any:

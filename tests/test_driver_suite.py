@@ -232,10 +232,12 @@ def test_the_suite_finds_a_driver_that_changes_values(tmp_path):
     """A driver that rounds is caught: the suite is not a row of tests that cannot fail."""
 
     class Rounding(SQLiteDriver):
-        def read(self, connection, query, resolve, on_rows):
-            table = super().read(connection, query, resolve, on_rows)
-            at = table.column_names.index("f")
-            return table.set_column(at, "f", pc.round(table.column("f")))
+        def read(self, connection, query, resolve, on_batch):
+            def change(batch):
+                at = batch.schema.names.index("f")
+                on_batch(batch.set_column(at, "f", pc.round(batch.column("f"))))
+
+            super().read(connection, query, resolve, change)
 
     suite = TestSQLite()
     make_sqlite(tmp_path / "suite.db")

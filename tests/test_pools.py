@@ -6,6 +6,7 @@ import os
 import pickle
 import threading
 import time
+from contextlib import suppress
 
 import dask
 import psycopg2
@@ -178,12 +179,31 @@ def test_what_a_query_sets_or_locks_is_gone_for_the_next_one(servers):
     for sql in (
         "SELECT set_config('search_path', 'evil, public', false) AS x",
         "SELECT set_config('work_mem', '1MB', false) AS x",
+        "SELECT set_config('TimeZone', 'Asia/Tokyo', false) AS x",
         "SELECT set_config('role', 'pg_monitor', false) AS x",
-        "SELECT set_config('client_encoding', 'LATIN1', false) AS x",
         "SELECT pg_advisory_lock(4711)::text AS x",
     ):
         dss.collect(sql, topology)
         assert dss.collect(look, topology).to_pylist() == before
+
+
+@pytest.mark.parametrize(
+    "setting", [("client_encoding", "LATIN1"), ("standard_conforming_strings", "off")]
+)
+def test_what_libpq_goes_by_ends_the_session_when_a_query_sets_it(setting, servers):
+    topology = dss.Topology.from_dsns({"s1": servers.dsns["s1"]})
+    sql = "SELECT pg_backend_pid() AS p"
+    before = dss.collect(sql, topology)["p"][0].as_py()
+    with suppress(dss.QueryError):
+        dss.collect("SELECT set_config(%s, %s, false) AS x", topology, setting)
+    assert dss.collect(sql, topology)["p"][0].as_py() != before
+    assert dss.collect("SELECT %s AS x", topology, ["é\\"])["x"].to_pylist() == ["é\\"]
+
+
+def test_a_query_that_changes_the_encoding_of_its_own_texts_is_refused(servers):
+    topology = dss.Topology.from_dsns({"s1": servers.dsns["s1"]})
+    with pytest.raises(dss.QueryError, match="sets client_encoding to LATIN1"):
+        dss.collect("SELECT set_config('client_encoding', 'LATIN1', false), 'é' AS x", topology)
 
 
 def test_topologies_with_the_same_server_share_its_pool(servers):

@@ -34,8 +34,8 @@ from dask_shardsql.cli.output import (
 from dask_shardsql.cli.progress import ShardProgress, drawn
 from dask_shardsql.cli.table import MOST_ROWS, count_line, table_lines
 from dask_shardsql.config import default_topology
+from dask_shardsql.eager import collect
 from dask_shardsql.errors import ShardSQLError
-from dask_shardsql.query import collect
 from dask_shardsql.topology import Topology
 
 __all__ = ["run_query"]

@@ -15,9 +15,10 @@ from typing import Any
 import pyarrow as pa
 
 from dask_shardsql.engine.cancel import refuse_if_cancelled
-from dask_shardsql.engine.drivers.base import Columns, Driver, Query
+from dask_shardsql.engine.drivers.base import Columns, Driver, OnBatch, Query
 from dask_shardsql.engine.pools import Pool, pool_of
 from dask_shardsql.engine.registry import TopologyRef
+from dask_shardsql.engine.shared_memory import Offer, SharedTable, SharedWriter
 from dask_shardsql.errors import (
     SchemaMismatchError,
     ShardSQLError,
@@ -25,7 +26,14 @@ from dask_shardsql.errors import (
 from dask_shardsql.progress import ShardEvent, emit
 from dask_shardsql.sql.types import arrow_schema
 
-__all__ = ["Answer", "compare_columns", "describe_shard", "read_shard"]
+__all__ = [
+    "Answer",
+    "compare_columns",
+    "describe_shard",
+    "read_batches",
+    "read_shard",
+    "read_shard_shared",
+]
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,23 @@ def describe_shard(ref: TopologyRef, shard: str, query: Query) -> Columns | Shar
 
 
 def read_shard(ref: TopologyRef, shard: str, answer: Answer) -> pa.Table:
-    """Return the whole answer of one shard.
+    """Return the whole answer of one shard; as :func:`read_batches`."""
+    batches: list[pa.RecordBatch] = []
+    read_batches(ref, shard, answer, batches.append)
+    return pa.Table.from_batches(batches, answer.schema)
+
+
+def read_shard_shared(
+    ref: TopologyRef, shard: str, answer: Answer, offer: Offer | None
+) -> SharedTable | pa.Table:
+    """Return the whole answer of one shard in memory that whoever made the offer may map."""
+    with SharedWriter(answer.schema, offer) as writer:
+        read_batches(ref, shard, answer, writer.write)
+        return writer.finish()
+
+
+def read_batches(ref: TopologyRef, shard: str, answer: Answer, on_batch: OnBatch) -> None:
+    """Read the whole answer of one shard.
 
     Parameters
     ----------
@@ -85,6 +109,9 @@ def read_shard(ref: TopologyRef, shard: str, answer: Answer) -> pa.Table:
         Name of the shard.
     answer : Answer
         The query, and the columns it must have.
+    on_batch : callable
+        Gets the rows as they come, in record batches of the answer's schema; nothing more is
+        received while it does not return.
 
     Raises
     ------
@@ -115,23 +142,24 @@ def read_shard(ref: TopologyRef, shard: str, answer: Answer) -> pa.Table:
 
     received = [0, 0]
 
-    def count(rows: int, nbytes: int) -> None:
-        received[:] = rows, nbytes
-        tell("reading", rows, nbytes)
+    def take(batch: pa.RecordBatch) -> None:
+        refuse_if_cancelled(query.query_id, shard)
+        received[0] += batch.num_rows
+        received[1] += batch.nbytes
+        if answer.shard_column is not None:
+            names = pa.repeat(pa.scalar(shard, pa.string()), batch.num_rows)
+            batch = pa.RecordBatch.from_arrays([*batch.columns, names], schema=answer.schema)
+        on_batch(batch)
+        tell("reading", *received)
 
     tell("started")
     try:
         with _connection(ref, shard, query) as (driver, connection):
-            table = driver.read(connection, query, resolve, count)
+            driver.read(connection, query, resolve, take)
     except BaseException:
         tell("failed", *received)
         raise
-    if answer.shard_column is not None:
-        names = pa.repeat(pa.scalar(shard, pa.string()), len(table))
-        field = pa.field(answer.shard_column, pa.string(), nullable=False)
-        table = table.append_column(field, names)
-    tell("finished", len(table), received[1])
-    return table
+    tell("finished", *received)
 
 
 def compare_columns(

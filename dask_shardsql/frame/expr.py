@@ -12,7 +12,7 @@ from dask_shardsql.engine.registry import TopologyRef
 from dask_shardsql.frame._dask import BlockwiseIO, PartitionsFiltered, Task
 from dask_shardsql.frame.decimals import install
 from dask_shardsql.frame.to_pandas import to_pandas
-from dask_shardsql.query import share_topology
+from dask_shardsql.run import share_topology
 
 __all__ = ["ReadShards"]
 

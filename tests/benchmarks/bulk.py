@@ -1,119 +1,250 @@
 """Reading a whole sharded table: time, client CPU and peak memory, each way in its own process.
 
-    python tests/benchmarks/bulk.py [--scale 0.1] [--rounds 5]
+    python tests/benchmarks/bulk.py [--scale 0.1] [--rounds 5] [--money numeric|double|both]
+        [--ways NAME,NAME] [--topology shards.toml] [--output file.md]
 
-TPC-H lineitem over four shards, money as exact numeric. The ways run interleaved; printed as
-Markdown: medians, and ratios to psycopg2.
+TPC-H lineitem over four shards, into one result. The limit is four psql that throw the bytes of a
+binary COPY away. The ways are this library's and those of its peers that are installed
+(``pip install 'dask_shardsql[benchmark]'``); others are left out, with the reason. All run
+interleaved, round by round, and every result is compared with the shards' own sums. Printed as
+Markdown: medians and ratios.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
+import math
+import os
+import random
+import shlex
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from pathlib import Path
 
-import pandas as pd
+from bulk_peers import MONEY
+from bulk_ways import LIMIT, WAYS
+from shards import ask, find_psql, logins, say, tpch_shards
 
-SQL = "SELECT * FROM lineitem"
+import dask_shardsql as dss
 
-
-def with_psycopg2(topology):
-    """A thread and a connection for each shard, fetchall, one DataFrame."""
-    import psycopg2
-
-    def read(shard):
-        keywords = dict(shard.primary.keywords)
-        keywords |= {key: secret.reveal() for key, secret in shard.primary.secrets}
-        with psycopg2.connect(**keywords) as connection, connection.cursor() as cursor:
-            cursor.execute(SQL)
-            names = [column.name for column in cursor.description]
-            return pd.DataFrame(cursor.fetchall(), columns=names)
-
-    with ThreadPoolExecutor(len(topology.shards)) as pool:
-        return pd.concat(pool.map(read, topology.shards), ignore_index=True)
+TABLES = {"numeric": "lineitem", "double": "lineitem_double"}
+_SECONDS_A_RUN = 1800
 
 
-def with_collect(topology):
-    """One Arrow table."""
-    import dask_shardsql as dss
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(epilog=f"ways: {', '.join(WAYS)}")
+    parser.add_argument("--scale", type=float, default=0.1, help="TPC-H's scale factor")
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after one more")
+    parser.add_argument(
+        "--slow-rounds", type=int, help="in how many of them the slow ways take part (all)"
+    )
+    parser.add_argument("--money", choices=(*TABLES, "both"), default="numeric")
+    parser.add_argument("--ways", help="names, with commas between them (all)")
+    parser.add_argument("--topology", type=Path, help="servers that run and hold the data already")
+    parser.add_argument("--output", type=Path, help="write the Markdown to this file as well")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    found = parser.parse_args()
+    found.names = found.ways.split(",") if found.ways else list(WAYS)
+    unknown = [name for name in found.names if name not in WAYS]
+    if unknown:
+        parser.error(f"unknown ways: {', '.join(unknown)}; there are {', '.join(WAYS)}")
+    found.names = [name for name in found.names if name != LIMIT]
+    return found
 
-    return dss.collect(SQL, topology)
+
+def shown_command(given: argparse.Namespace) -> str:
+    words = ["python", "tests/benchmarks/bulk.py"]
+    for name in ("scale", "rounds", "slow_rounds", "money", "ways", "topology"):
+        value = getattr(given, name)
+        if value is not None and not (name == "scale" and given.topology):
+            shown = value.name if isinstance(value, Path) else f"{value}"
+            words += [f"--{name.replace('_', '-')}", shown]
+    return shlex.join(words)
 
 
-def with_read_sharded_sql(topology):
-    """One pandas DataFrame through dask's threads."""
-    import dask_shardsql as dss
+def make_double(login) -> None:
+    """Create lineitem_double where it is missing: lineitem with its money in floats."""
+    if ask(login, "SELECT 1 WHERE to_regclass('lineitem_double') IS NOT NULL"):
+        return
+    names = ask(
+        login,
+        "SELECT attname FROM pg_attribute WHERE attrelid = 'lineitem'::regclass AND attnum > 0 "
+        "AND NOT attisdropped ORDER BY attnum",
+    )
+    columns = ", ".join(f"{n}::float8 AS {n}" if n in MONEY else n for (n,) in names)
+    ask(
+        login,
+        f"CREATE TABLE lineitem_double AS SELECT {columns} FROM lineitem",
+        "ALTER TABLE lineitem_double ADD PRIMARY KEY (l_orderkey, l_linenumber)",
+        "VACUUM ANALYZE lineitem_double",
+    )
 
-    return dss.read_sharded_sql(SQL, topology).compute()
+
+def sums(topology: dss.Topology, table: str) -> dict:
+    """Rows, the sum of l_orderkey and that of l_extendedprice, from the shards themselves."""
+    question = f"SELECT count(*), sum(l_orderkey), sum(l_extendedprice::numeric) FROM {table}"
+    rows, keys, price = zip(*(ask(each, question)[0] for each in logins(topology)), strict=True)
+    return {"rows": sum(rows), "keys": int(sum(keys)), "price": sum(price)}
 
 
-WAYS = {
-    "psycopg2 in threads, fetchall, pandas": with_psycopg2,
-    "collect": with_collect,
-    "read_sharded_sql(...).compute()": with_read_sharded_sql,
-}
+def problem_of(found: dict, expected: dict) -> str | None:
+    """Why the run is not to be timed: left out, failed, or with wrong data."""
+    for kind in ("skip", "failure"):
+        if kind in found:
+            return f"{'skipped' if kind == 'skip' else 'failed'}: {found[kind]}"
+    for key, value in expected.items():
+        if key not in found:  # psql threw the rows away
+            continue
+        got = Decimal(found[key]) if key == "price" else found[key]
+        close = key == "price" and not found["exact"] and math.isclose(got, value, rel_tol=1e-9)
+        if got != value and not close:
+            return f"WRONG: {key} {got}, the shards say {value}"
+    return None
 
 
-def child(way: str, path: str) -> None:
-    import dask_shardsql as dss
+def run(name: str, table: str, topology: Path) -> dict:
+    command = [sys.executable, __file__, "--child", name, table, str(topology)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=_SECONDS_A_RUN
+        )
+    except subprocess.TimeoutExpired:
+        return {"failure": f"no end after {_SECONDS_A_RUN} s"}
+    lines = done.stdout.splitlines()
+    if done.returncode or not lines:
+        last = (done.stderr.strip().splitlines() or [""])[-1]
+        return {"failure": f"exit status {done.returncode} {last}"}
+    return json.loads(lines[-1])
 
+
+def measure(given: argparse.Namespace, table: str, topology: Path, expected: dict):
+    """Return the runs of each way, and why others have none."""
+    runs: dict[str, list[dict]] = {name: [] for name in (LIMIT, *given.names)}
+    problems: dict[str, str] = {}
+    slow_rounds = given.rounds if given.slow_rounds is None else given.slow_rounds
+    for number in range(given.rounds + 1):
+        for name in (LIMIT, *random.sample(given.names, len(given.names)), LIMIT):
+            # the first round warms the servers up
+            if name in problems or (WAYS[name].slow and not 0 < number <= slow_rounds):
+                continue
+            found = run(name, table, topology)
+            problem = problem_of(found, expected)
+            if problem:
+                problems[name] = problem
+                del runs[name]
+                say(f"{table}, {name}: {problem}")
+                continue
+            say(f"{table}, round {number} of {given.rounds}, {name}: {found['seconds']:.3f} s")
+            if number:
+                runs[name].append(found)
+    return {name: found for name, found in runs.items() if found}, problems
+
+
+def medians(runs: list[dict]) -> dict:
+    numbers = ("seconds", "cpu", "peak", "worker_peak", "start")
+    return {k: statistics.median(run[k] for run in runs) for k in numbers if k in runs[0]}
+
+
+def rows_of(runs: dict[str, list[dict]]):
+    """Yield the table's rows, as lists of texts."""
+    found = {name: medians(each) for name, each in runs.items()}
+    for name, median in found.items():
+
+        def ratio(base, key, median=median):
+            return f"{median[key] / found[base][key]:.2f}" if base in found else "-"
+
+        last = runs[name][-1]
+        peak, share, money = "-", "-", "-"
+        if "nbytes" in last:
+            peak = f"{median['peak']:.0f}"
+            if "worker_peak" in median:
+                peak += f", worker {median['worker_peak']:.0f}"
+            most = max(median["peak"], median.get("worker_peak", 0))
+            share = f"{most / (last['nbytes'] / 2**20):.2f}"
+            money = last["money"]
+        title = WAYS[name].title
+        if name == LIMIT and not find_psql():
+            title = title.replace("psql", "psycopg2 processes")
+        yield [
+            title,
+            f"{median['seconds']:.3f}",
+            ratio(LIMIT, "seconds"),
+            f"{median['cpu']:.3f}",
+            ratio("adbc", "cpu"),
+            *(peak, share, money, str(len(runs[name]))),
+        ]
+
+
+def caption(given, money, topology, expected, runs) -> str:
+    login = logins(topology)[0]
+    ((version, columns),) = ask(
+        login,
+        "SELECT current_setting('server_version'), count(*) FROM pg_attribute "
+        f"WHERE attrelid = '{TABLES[money]}'::regclass AND attnum > 0 AND NOT attisdropped",
+    )
+    sized = [name for name in ("collect", *runs) if name in runs and "nbytes" in runs[name][0]]
+    size = f", {runs[sized[0]][0]['nbytes'] / 2**20:.1f} MiB as Arrow" if sized else ""
+    kind = {"numeric": "exact numeric", "double": "double precision"}[money]
+    parts = [
+        f"TPC-H lineitem over {len(topology.shards)} shards, money as {kind}: "
+        f"{expected['rows']:,} rows, {columns} columns{size}; PostgreSQL {version}; "
+        f"medians over {given.rounds} interleaved {'round' if given.rounds == 1 else 'rounds'}, "
+        "in as many runs as the last column says; "
+        f"{os.cpu_count()} cores for client and servers; `{shown_command(given)}`."
+    ]
+    if LIMIT in runs and find_psql():
+        start = statistics.median(found["start"] for found in runs[LIMIT]) * 1e3
+        parts.append(
+            f"psql's time includes {start:.0f} ms for its start and login; connectorx, polars and "
+            "dask log in for each query as well, the other ways keep their connections."
+        )
+    elif LIMIT in runs:
+        parts.append(
+            "There is no psql here: the limit is a Python process a shard whose psycopg2 copies "
+            "to /dev/null."
+        )
+    parts.append(
+        "CPU is the client's, with its worker processes; peak is the memory above that before the "
+        "query, of the client (and of the larger worker), and its ratio is to the size of the "
+        "way's own result as Arrow."
+    )
+    return " ".join(parts)
+
+
+def report(given, money: str, path: Path) -> str:
     topology = dss.Topology.from_toml(path)
-    dss.collect("SELECT 1 AS x", topology)  # imports are not what is measured
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    started = time.perf_counter()
-    rows = len(WAYS[way](topology))
-    seconds = time.perf_counter() - started
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    peak = (after.ru_maxrss - before.ru_maxrss) / 1024
-    print(json.dumps({"rows": rows, "seconds": seconds, "cpu": cpu, "peak": peak}))
+    table = TABLES[money]
+    expected = sums(topology, table)
+    runs, problems = measure(given, table, path, expected)
+    head = ["way", "s (median)", "ratio to psql", "client CPU s", "CPU ratio to ADBC"]
+    head += ["peak MiB", "peak / result", "l_extendedprice is", "runs"]
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows_of(runs))]
+    left_out = [
+        f"- {way.title}: {problems[name]}" for name, way in WAYS.items() if name in problems
+    ]
+    text = [caption(given, money, topology, expected, runs), "\n".join(lines)]
+    return "\n\n".join(text + (["Not in the table:\n\n" + "\n".join(left_out)] if left_out else []))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--scale", type=float, default=0.1)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--child", nargs=2)
-    options = parser.parse_args()
-    if options.child:
-        child(*options.child)
-        return
-    from dask_shardsql.testing import start_shards
-    from dask_shardsql.testing.tpch import TPCH_SHARDED, load_tpch
+    given = options()
+    if given.child:
+        import bulk_child
 
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        start_shards(4, sharded=TPCH_SHARDED, reference=False) as servers,
-    ):
-        load_tpch(servers, scale=options.scale)
-        path = servers.write_toml(f"{directory}/shards.toml")
-        for _ in range(options.rounds + 1):
-            for way in WAYS:
-                command = [sys.executable, __file__, "--child", way, str(path)]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                found[way].append(json.loads(done.stdout))
-    base = {}
-    print(f"{found['collect'][0]['rows']:,} rows, 16 columns, 4 shards\n")
-    print("| way | s | CPU s | peak MiB | time ratio | CPU ratio | peak ratio |")
-    print("|---|---|---|---|---|---|---|")
-    for way, runs in found.items():
-        median = {
-            key: statistics.median(run[key] for run in runs[1:])  # the first warms the servers up
-            for key in ("seconds", "cpu", "peak")
-        }
-        base = base or median
-        ratios = " | ".join(f"{median[key] / base[key]:.2f}" for key in median)
-        print(
-            f"| {way} | {median['seconds']:.2f} | {median['cpu']:.2f} | {median['peak']:.0f} | "
-            f"{ratios} |"
-        )
+        bulk_child.run(*given.child)
+        return
+    with tpch_shards(given.topology, given.scale) as path:
+        kinds = list(TABLES) if given.money == "both" else [given.money]
+        if "double" in kinds:
+            for login in logins(dss.Topology.from_toml(path)):
+                make_double(login)
+        text = "\n\n".join(report(given, money, path) for money in kinds) + "\n"
+    print(text, end="")
+    if given.output:
+        given.output.write_text(text)
 
 
 if __name__ == "__main__":

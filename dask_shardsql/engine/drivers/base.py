@@ -15,12 +15,12 @@ from dask_shardsql.errors import ConfigurationError, ShardSQLError
 from dask_shardsql.sql.types import Column
 from dask_shardsql.topology import Server
 
-__all__ = ["Columns", "Driver", "OnRows", "Query", "driver_named"]
+__all__ = ["Columns", "Driver", "OnBatch", "Query", "driver_named"]
 
 ENTRY_POINT_GROUP = "dask_shardsql.drivers"
 
 Columns = tuple[Column, ...]
-OnRows = Callable[[int, int], None]
+OnBatch = Callable[[pa.RecordBatch], None]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Query:
         What becomes of a value that its Arrow type cannot hold.
     find_not_null : bool
         Whether the description is to say which columns can hold no NULL.
+    snapshot : str, optional
+        Name of a snapshot of this shard that another session has exported and still holds.
     """
 
     sql: str
@@ -46,6 +48,7 @@ class Query:
     query_id: str = ""
     unrepresentable: str = "raise"
     find_not_null: bool = False
+    snapshot: str | None = None
 
 
 @runtime_checkable
@@ -78,14 +81,15 @@ class Driver(Protocol):
         connection: Any,
         query: Query,
         resolve: Callable[[Columns], Columns],
-        on_rows: OnRows,
-    ) -> pa.Table:
-        """Return the whole answer.
+        on_batch: OnBatch,
+    ) -> None:
+        """Read the whole answer.
 
         `resolve` gets the described columns before any row is read, and returns them with the
-        Arrow types to deliver, or raises. `on_rows` is called now and then with the rows and
-        bytes received so far. When an exception leaves this method the connection is either
-        clean or closed.
+        Arrow types to deliver, or raises. `on_batch` gets the rows as they come, in record batches
+        of these columns; while it does not return, no more rows are received than fit in buffers
+        of a fixed size. When an exception leaves this method, its own or one that a callable
+        raised, the connection is either clean or closed.
         """
 
     def cancel(self, connection: Any) -> None:

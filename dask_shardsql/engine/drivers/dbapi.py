@@ -33,7 +33,7 @@ from uuid import UUID
 import pyarrow as pa
 
 from dask_shardsql.config import Settings
-from dask_shardsql.engine.drivers.base import Columns, OnRows, Query
+from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
 from dask_shardsql.engine.drivers.rows import double_quoted, plain_params, read_rows
 from dask_shardsql.errors import (
     ColumnError,
@@ -138,8 +138,8 @@ class DBAPIDriver:
         connection: Any,
         query: Query,
         resolve: Callable[[Columns], Columns],
-        on_rows: OnRows,
-    ) -> pa.Table:
+        on_batch: OnBatch,
+    ) -> None:
         """Describe and read the answer in one transaction that is rolled back."""
         with _cursor(connection) as cursor:
             columns = resolve(_describe(cursor, connection.module, query))
@@ -151,7 +151,7 @@ class DBAPIDriver:
                     f"{', '.join(column.name for column in columns)}. Give each its own name",
                     tuple(names),
                 )
-            return read_rows(cursor.fetchmany, columns, query.unrepresentable, on_rows)
+            read_rows(cursor.fetchmany, columns, query.unrepresentable, on_batch)
 
     def cancel(self, connection: Any) -> None:
         """Call the connection's ``cancel()`` or ``interrupt()``, if it has one."""

@@ -30,7 +30,7 @@ import duckdb
 import pyarrow as pa
 
 from dask_shardsql.config import Settings
-from dask_shardsql.engine.drivers.base import Columns, OnRows, Query
+from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
 from dask_shardsql.engine.drivers.postgresql_types import makes_nulls
 from dask_shardsql.engine.drivers.rows import double_quoted, plain_params, to_array
 from dask_shardsql.errors import (
@@ -167,12 +167,12 @@ class DuckDBDriver:
         connection: Any,
         query: Query,
         resolve: Callable[[Columns], Columns],
-        on_rows: OnRows,
-    ) -> pa.Table:
+        on_batch: OnBatch,
+    ) -> None:
         """Describe the query and stream its answer; the file cannot change in between."""
         try:
             columns = resolve(self._describe(connection, query))
-            return self._read(connection, query, columns, on_rows)
+            self._read(connection, query, columns, on_batch)
         except BaseException:
             self.close(connection)
             raise
@@ -214,7 +214,7 @@ class DuckDBDriver:
             for entry, kind in zip(entries, types, strict=True)
         )
 
-    def _read(self, connection: Any, query: Query, columns: Columns, on_rows: OnRows) -> pa.Table:
+    def _read(self, connection: Any, query: Query, columns: Columns, on_batch: OnBatch) -> None:
         params = plain_params(query.params)
         casts = [_mapped(kind)[0] for kind in _types(connection, query, params)]
         text = "\n" + query.sql
@@ -229,21 +229,15 @@ class DuckDBDriver:
         open_reader = getattr(relation, "to_arrow_reader", None) or relation.fetch_record_batch
         reader = open_reader(_BATCH_ROWS)
         schema = arrow_schema(columns)
-        tables = [schema.empty_table()]
-        rows = nbytes = 0
         try:
             while (batch := _next(reader, query)) is not None:
                 arrays = [
                     _fitted(values, column, query.unrepresentable)
                     for values, column in zip(batch.columns, columns, strict=True)
                 ]
-                tables.append(pa.Table.from_arrays(arrays, schema=schema))
-                rows += batch.num_rows
-                nbytes += batch.nbytes
-                on_rows(rows, nbytes)
+                on_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
         finally:
             reader.close()
-        return pa.concat_tables(tables)
 
 
 def _parsed(sql: str) -> list[Any]:

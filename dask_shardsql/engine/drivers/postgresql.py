@@ -7,26 +7,30 @@ a transaction-pooling proxy.
 
 from __future__ import annotations
 
+import io
 import select
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import psycopg2
 import psycopg2.extensions as pgx
-import pyarrow as pa
 
 from dask_shardsql.config import Settings
-from dask_shardsql.engine.copy_csv import CopyReader
-from dask_shardsql.engine.drivers.base import Columns, OnRows, Query
+from dask_shardsql.engine.copy_arena import Kinds
+from dask_shardsql.engine.copy_binary import CopyDecoder, CopyFile
+from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
 from dask_shardsql.engine.drivers.postgresql_types import (
     column_of,
     is_built_in,
+    kinds_of,
     look_up,
     makes_nulls,
     mark_not_null,
 )
+from dask_shardsql.engine.drivers.postgresql_wire import ServerError, Session, copy_from_socket
 from dask_shardsql.engine.drivers.rows import double_quoted, plain_value
 from dask_shardsql.errors import (
     ColumnError,
@@ -47,8 +51,8 @@ _CONNECT_DEFAULTS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
 }
-_BEGIN = (
-    "BEGIN READ ONLY; SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, MDY'; "
+_PINS = (
+    "SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, MDY'; "
     "SET LOCAL IntervalStyle = 'postgres'; SET LOCAL extra_float_digits = 3; "
     "SET LOCAL bytea_output = 'hex'; SET LOCAL application_name = '{name}'; "
 )
@@ -59,6 +63,8 @@ _RESET = (
 )
 _DESCRIBE = "SELECT * FROM (\n"
 _DESCRIBE_END = "\n) AS dask_shardsql LIMIT 0"
+_COPY_START, _COPY_END = "(\n", "\n)"
+_BUFFER_BYTES = 1 << 20
 
 
 class PostgreSQLDriver:
@@ -83,13 +89,15 @@ class PostgreSQLDriver:
         keywords |= {key: secret.reveal() for key, secret in server.secrets}
         if password is not None:
             keywords["password"] = password
-        connection = psycopg2.connect(**keywords, client_encoding="UTF8")
+        connection = psycopg2.connect(
+            **keywords, client_encoding="UTF8", connection_factory=Session
+        )
         connection.autocommit = True
         return connection
 
     def is_usable(self, connection: Any) -> bool:
         """Whether the connection is open, idle, and the server has said nothing on it."""
-        if connection.closed or connection.info.transaction_status != 0:
+        if connection.closed or connection.spoiled or connection.info.transaction_status != 0:
             return False
         poller = select.poll()
         poller.register(connection.fileno(), select.POLLIN)
@@ -100,7 +108,7 @@ class PostgreSQLDriver:
         with connection.cursor() as cursor:
             text = self._merge_params(cursor, query)
             try:
-                columns = self._begin_and_describe(cursor, query, text)
+                columns = self._begin_and_describe(cursor, query, text).columns
             finally:
                 self._end(connection, "ROLLBACK")
         return columns
@@ -110,25 +118,39 @@ class PostgreSQLDriver:
         connection: Any,
         query: Query,
         resolve: Callable[[Columns], Columns],
-        on_rows: OnRows,
-    ) -> pa.Table:
+        on_batch: OnBatch,
+    ) -> None:
         """Describe and COPY the answer in one transaction."""
         try:
             with connection.cursor() as cursor:
                 text = self._merge_params(cursor, query)
-                columns = resolve(self._begin_and_describe(cursor, query, text))
-                reader = CopyReader(columns, query.unrepresentable, on_rows)
-                try:
-                    cursor.copy_expert(f"COPY (\n{text}\n) TO STDOUT (FORMAT csv)", reader)
-                except ShardSQLError:  # the reader's: do not wait for rows that nobody wants
-                    self.close(connection)
-                    raise
-                table = reader.table()
+                described = self._begin_and_describe(cursor, query, text)
+                columns = resolve(described.columns)
+                kinds = [
+                    kinds_of(entry, described.looked_up, column.arrow_type)
+                    for entry, column in zip(described.entries, columns, strict=True)
+                ]
+                decoder = CopyDecoder(columns, kinds, query.unrepresentable, on_batch)
+                self._copy(cursor, _copy_text(text, kinds), decoder)
         except BaseException:
             self._end(connection, "ROLLBACK")
             raise
         self._end(connection, "COMMIT")
-        return table
+
+    def _copy(self, cursor: Any, copy: str, decoder: CopyDecoder) -> None:
+        """Run a COPY; whatever stops it but the server's own refusal closes the connection."""
+        try:
+            if cursor.connection.is_plain:
+                copy_from_socket(cursor.connection, copy, decoder, lambda e: _refused(e, copy))
+            else:
+                with io.BufferedWriter(CopyFile(decoder), _BUFFER_BYTES) as buffer:
+                    cursor.copy_expert(copy, buffer)
+                decoder.finish()
+        except (psycopg2.Error, QueryError):
+            raise
+        except BaseException:  # do not wait for rows that nobody wants
+            self.close(cursor.connection)
+            raise
 
     def cancel(self, connection: Any) -> None:
         """Send a cancel request to the backend."""
@@ -147,24 +169,23 @@ class PostgreSQLDriver:
         sqlstate = getattr(error, "pgcode", None)
         diag = getattr(error, "diag", None)
         message = getattr(diag, "message_primary", None) or str(error).strip() or repr(error)
-        if sqlstate is None or sqlstate[:2] in ("08", "28") or sqlstate[:4] == "57P0":
-            lost = isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
-            if sqlstate is not None or lost:
-                return ConnectionLostError(message, sqlstate=sqlstate)
+        if sqlstate is None and isinstance(
+            error, psycopg2.OperationalError | psycopg2.InterfaceError
+        ):
+            return ConnectionLostError(message)
         position = getattr(diag, "statement_position", None)
         sent = getattr(getattr(error, "cursor", None), "query", None)
-        return _query_error(
+        said = ServerError(
             message,
             sqlstate,
             int(position) if position else None,
-            sent.decode("utf-8", "replace") if isinstance(sent, bytes) else None,
             getattr(diag, "message_detail", None),
             getattr(diag, "message_hint", None),
         )
+        return _refused(said, sent.decode("utf-8", "replace") if isinstance(sent, bytes) else None)
 
-    def _begin_and_describe(self, cursor: Any, query: Query, text: str) -> Columns:
-        name = f"dask_shardsql:{query.query_id}".replace("'", "")[:63]
-        cursor.execute(_BEGIN.format(name=name) + _DESCRIBE + text + _DESCRIBE_END)
+    def _begin_and_describe(self, cursor: Any, query: Query, text: str) -> _Described:
+        cursor.execute(_begin(query) + _DESCRIBE + text + _DESCRIBE_END)
         description = cursor.description or ()
         if not description:
             raise ColumnError("the query returns no columns")
@@ -173,7 +194,7 @@ class PostgreSQLDriver:
         columns = tuple(column_of(entry, names) for entry in description)
         if query.find_not_null and not makes_nulls(text):
             columns = mark_not_null(cursor, description, columns)
-        return columns
+        return _Described(columns, description, names)
 
     def _merge_params(self, cursor: Any, query: Query) -> str:
         """Put the parameters into the text, quoted by libpq for this connection."""
@@ -215,18 +236,54 @@ class PostgreSQLDriver:
             self.close(connection)
 
 
-def _query_error(
-    message: str,
-    sqlstate: str | None,
-    position: int | None,
-    sent: str | None,
-    detail: str | None,
-    hint: str | None,
-) -> QueryError:
-    """Make a position in what was sent a position in the user's own text."""
+@dataclass(frozen=True)
+class _Described:
+    """A description: the columns, psycopg2's own entries, and the types that were looked up."""
+
+    columns: Columns
+    entries: Sequence[Any]
+    looked_up: Mapping[int, tuple[str, str, str]]
+
+
+def _begin(query: Query) -> str:
+    """Return what begins the transaction that a query is read in."""
+    begin = "BEGIN READ ONLY; "
+    if query.snapshot is not None:
+        snapshot = query.snapshot.replace("'", "''")
+        begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; "
+        begin += f"SET TRANSACTION SNAPSHOT '{snapshot}'; "
+    name = f"dask_shardsql:{query.query_id}".replace("'", "")[:63]
+    return begin + _PINS.format(name=name)
+
+
+def _copy_text(text: str, kinds: Sequence[Kinds]) -> str:
+    """Return the COPY of a query; columns that are of no kind are sent in their text form.
+
+    That is what their output function writes, which a cast to text is not for every type, and which
+    ``format`` calls. It makes an empty text of a NULL, and IS NULL holds for a row of NULLs too.
+    """
+    if not all(kinds):
+        names = [f"c{number}" for number in range(len(kinds))]
+        chosen = [
+            name
+            if kind
+            else f"CASE WHEN pg_catalog.num_nulls({name}) = 0 "
+            f"THEN pg_catalog.format('%s', {name}) END"
+            for name, kind in zip(names, kinds, strict=True)
+        ]
+        whole = f"SELECT {', '.join(chosen)} FROM {_COPY_START}{text}{_COPY_END}"
+        return f"COPY ({whole} AS dask_shardsql ({', '.join(names)})) TO STDOUT (FORMAT binary)"
+    return f"COPY {_COPY_START}{text}{_COPY_END} TO STDOUT (FORMAT binary)"
+
+
+def _refused(error: ServerError, sent: str | None) -> ShardSQLError:
+    """Return our error for a server's, its position that in the user's own text."""
+    message, sqlstate, position, detail, hint = error
+    if sqlstate is not None and (sqlstate[:2] in ("08", "28") or sqlstate[:4] == "57P0"):
+        return ConnectionLostError(message, sqlstate=sqlstate)
     start = -1
     if sent is not None:
-        for prefix, end in ((_DESCRIBE, _DESCRIBE_END), ("COPY (\n", "\n) TO STDOUT")):
+        for prefix, end in ((_DESCRIBE, _DESCRIBE_END), (_COPY_START, _COPY_END)):
             if (start := sent.find(prefix)) >= 0:
                 start += len(prefix)
                 sent = sent[start : sent.rfind(end)]

@@ -18,7 +18,7 @@ from uuid import UUID
 
 import pyarrow as pa
 
-from dask_shardsql.engine.drivers.base import Columns, OnRows
+from dask_shardsql.engine.drivers.base import Columns, OnBatch
 from dask_shardsql.errors import ColumnError, ParameterError, UnrepresentableValueError
 from dask_shardsql.sql.types import Column, arrow_schema
 
@@ -38,8 +38,8 @@ def read_rows(
     fetch: Callable[[int], Sequence[Sequence[Any]]],
     columns: Columns,
     unrepresentable: str,
-    on_rows: OnRows,
-) -> pa.Table:
+    on_batch: OnBatch,
+) -> None:
     """Read all the rows in batches of about 8 MiB.
 
     Parameters
@@ -50,8 +50,8 @@ def read_rows(
         The columns, with the Arrow types to deliver.
     unrepresentable : {"raise", "null"}
         What becomes of a value that its Arrow type cannot hold.
-    on_rows : callable
-        Called after every batch with the rows and Arrow bytes so far.
+    on_batch : callable
+        Called with every batch.
 
     Raises
     ------
@@ -59,19 +59,17 @@ def read_rows(
         At the first value that its Arrow type cannot hold.
     """
     schema = arrow_schema(columns)
-    tables = [schema.empty_table()]
     rows = nbytes = 0
     size = _FIRST_ROWS
     while chunk := fetch(size):
         by_column = zip(zip(*chunk, strict=True), columns, strict=True)
         arrays = [to_array(values, column, unrepresentable) for values, column in by_column]
-        tables.append(pa.Table.from_arrays(arrays, schema=schema))
-        rows += len(chunk)
-        nbytes += tables[-1].nbytes
-        on_rows(rows, nbytes)
+        batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
+        rows += batch.num_rows
+        nbytes += batch.nbytes
+        on_batch(batch)
         fitting = _BATCH_BYTES * rows // max(nbytes, 1)
         size = max(1, min(_MOST_ROWS, fitting, 8 * size))
-    return pa.concat_tables(tables)
 
 
 def to_array(values: Sequence[Any], column: Column, unrepresentable: str = "raise") -> Any:

@@ -41,7 +41,7 @@ from uuid import UUID
 import pyarrow as pa
 
 from dask_shardsql.config import Settings
-from dask_shardsql.engine.drivers.base import Columns, OnRows, Query
+from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
 from dask_shardsql.engine.drivers.rows import double_quoted, plain_params, read_rows
 from dask_shardsql.errors import (
     ConfigurationError,
@@ -179,19 +179,23 @@ class SQLiteDriver:
         connection: Any,
         query: Query,
         resolve: Callable[[Columns], Columns],
-        on_rows: OnRows,
-    ) -> pa.Table:
+        on_batch: OnBatch,
+    ) -> None:
         """Describe and read the answer in one transaction, which is one snapshot."""
         try:
             connection.execute("BEGIN")
             columns = resolve(self._describe(connection, query))
+            batches: list[pa.RecordBatch] = []
             try:
-                return self._fetch(connection, query, columns, on_rows)
+                self._fetch(connection, query, columns, batches.append)
             except sqlite3.OperationalError as error:
                 if "decode to UTF-8" not in str(error):
                     raise
-            connection.text_factory = _any_text  # again and slower, to name the value
-            return self._fetch(connection, query, columns, on_rows)
+                batches.clear()
+                connection.text_factory = _any_text  # again and slower, to name the value
+                self._fetch(connection, query, columns, batches.append)
+            for batch in batches:
+                on_batch(batch)
         finally:
             self._end(connection)
 
@@ -253,10 +257,10 @@ class SQLiteDriver:
             for name, type_name in zip(names, types, strict=True)
         )
 
-    def _fetch(self, connection: Any, query: Query, columns: Columns, on_rows: OnRows) -> pa.Table:
+    def _fetch(self, connection: Any, query: Query, columns: Columns, on_batch: OnBatch) -> None:
         cursor = _execute(connection, query.sql, query)
         try:
-            return read_rows(cursor.fetchmany, columns, query.unrepresentable, on_rows)
+            read_rows(cursor.fetchmany, columns, query.unrepresentable, on_batch)
         finally:
             cursor.close()
 

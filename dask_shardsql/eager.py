@@ -1,0 +1,112 @@
+"""``collect``: the union of all shards, now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import pyarrow as pa
+
+from dask_shardsql.config import Settings
+from dask_shardsql.engine.fetch import read_shard_shared
+from dask_shardsql.engine.shared_memory import Offer, offered_memory, received
+from dask_shardsql.query import PreparedQuery, prepare
+from dask_shardsql.run import client_of, run_tasks, schedule_of
+from dask_shardsql.topology import Topology
+
+__all__ = ["collect"]
+
+
+def collect(
+    sql: str,
+    topology: Topology | None = None,
+    params: Sequence[Any] | Mapping[str, Any] | None = None,
+    *,
+    types: Mapping[str, Any] | None = None,
+    shard_column: str | None = None,
+    shards: Sequence[str] | None = None,
+    unrepresentable: str | None = None,
+    check_schema: bool | None = None,
+    scheduler: Any = None,
+) -> pa.Table:
+    """Run one query on every shard and return the union of their answers.
+
+    Parameters
+    ----------
+    sql : str
+        One query (SELECT, VALUES, TABLE, WITH). Its placeholders are the driver's own: ``%s`` or
+        ``%(name)s`` for PostgreSQL, ``?`` or ``:name`` for SQLite, ``?`` or ``$name`` for DuckDB.
+    topology : Topology, optional
+        The shards; by default the one that ``shardsql.topology`` in ``dask.config`` names.
+    params : sequence or mapping, optional
+        The parameters' values. Without it a ``%`` in the text stands for itself.
+    types : mapping of str to pyarrow.DataType or str, optional
+        Other Arrow types than the default ones, by column name: ``{"total": "decimal128(38, 4)"}``.
+    shard_column : str, optional
+        Name of an extra last column that holds the name of the shard each row came from.
+    shards : sequence of str, optional
+        Names of the shards to read; all by default.
+    unrepresentable : {"raise", "null"}, optional
+        What becomes of a value its Arrow type cannot hold (``shardsql.unrepresentable``).
+    check_schema : bool, optional
+        Whether every shard describes the query before any is read (``shardsql.check-schema``),
+        or only the first; each shard's answer is compared with the description in any case.
+    scheduler : str, callable or Client, optional
+        As in ``dask.compute``: by default the current ``distributed.Client``, or what
+        ``dask.config`` says, or a thread for each shard.
+
+    Returns
+    -------
+    pyarrow.Table
+        The rows of all shards, in the order of the topology. Columns and types are those that
+        the servers describe, also for shards without rows.
+
+    Raises
+    ------
+    QueryError
+        A server refused the query: once, with its message, SQLSTATE and position.
+    SchemaMismatchError
+        The shards describe the answer differently; raised before any row is read.
+    ColumnError
+        Two columns have one name, or `types` names a column that is not there.
+    UnrepresentableValueError
+        A value does not fit its column's Arrow type.
+    ConnectionFailedError
+        A shard cannot be reached.
+
+    Notes
+    -----
+    Everything in the text runs in the databases, in a read-only transaction a shard. The union is
+    the concatenation of the shards' answers: an aggregate, ORDER BY, LIMIT or DISTINCT holds
+    within each shard, not over all of them. No snapshot spans shards.
+    """
+    settings = Settings.current(unrepresentable=unrepresentable, check_schema=check_schema)
+    prepared = prepare(
+        sql,
+        topology,
+        params,
+        types=types,
+        shard_column=shard_column,
+        shards=shards,
+        settings=settings,
+        scheduler=scheduler,
+    )
+    return pa.concat_tables(_tables(prepared, scheduler)).replace_schema_metadata()
+
+
+def _tables(prepared: PreparedQuery, scheduler: Any) -> list[pa.Table]:
+    """Return the shards' tables, through shared memory from workers of this host."""
+
+    def run(shards: Sequence[str], offer: Offer | None) -> list[pa.Table | None]:
+        name = "collect-sharded-sql"
+        topology, answer = prepared.topology, prepared.answer
+        results = run_tasks(read_shard_shared, topology, shards, answer, name, scheduler, offer)
+        return [received(result) for result in results]
+
+    remote = client_of(schedule_of(scheduler)) is not None
+    with offered_memory() if remote else nullcontext() as offer:
+        tables = run(prepared.shards, offer)
+    lost = [shard for shard, table in zip(prepared.shards, tables, strict=True) if table is None]
+    again = iter(run(lost, None) if lost else ())
+    return [next(again) if table is None else table for table in tables]

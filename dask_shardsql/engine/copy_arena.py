@@ -1,0 +1,248 @@
+"""The memory that the kernel writes a record batch to, laid out as Arrow's columnar format.
+
+How much room each column gets is guessed from the rows before; a column that is full ends the
+batch, and the next one is laid out better. Arenas grow from the size of the first bytes that
+arrive, so that one row costs little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from dask_shardsql.engine.copy_kernel.layout import PLAN, Kind
+from dask_shardsql.engine.drivers.base import Columns
+from dask_shardsql.errors import ColumnError
+from dask_shardsql.sql.types import Column
+
+__all__ = ["BATCH_BYTES", "SPARE", "Arena", "Kinds"]
+
+BATCH_BYTES = 64 << 20
+"""How large a record batch may become, in bytes; a single row may exceed it."""
+
+SPARE = 8
+"""Bytes that must be free behind whatever the kernel reads and writes: it does so by words."""
+
+Kinds = tuple[Kind, ...]
+"""What a column's values are in the stream: one kind, or ``LIST`` and the kind of its elements.
+
+None at all where they are sent in their text form, to be read from that.
+"""
+
+_GROWTH = 8  # of an arena, from one to the next
+_ROOM = 1.1  # for texts that are longer than those before
+_LEAST_ROOM = 256
+_ALIGNMENT = 64
+_MOST_TEXT = 2**31 - 1  # of one batch, as its offsets have 32 bits
+_BITS = {
+    Kind.BOOL: 1,
+    Kind.INT16: 16,
+    Kind.INT32: 32,
+    Kind.INT64: 64,
+    Kind.DATE: 32,
+    Kind.TIME: 64,
+    Kind.TIMESTAMP: 64,
+    Kind.INTERVAL: 128,
+    Kind.NUMERIC128: 128,
+    Kind.NUMERIC256: 256,
+}  # of a value; the others have offsets
+_OFFSET_BITS = 32
+_TEXTS = (Kind.TEXT, Kind.JSONB, Kind.UUID)
+
+
+class Arena:
+    """What the kernel writes a record batch to.
+
+    It has a node for each column and, behind them, one for the elements of each column of lists.
+
+    Parameters
+    ----------
+    columns : tuple of Column
+        The columns with the Arrow types to deliver.
+    kinds : sequence of Kinds
+        What each of them is in the stream.
+    batch_bytes : int
+        How large a record batch may become.
+
+    Attributes
+    ----------
+    plan : numpy.ndarray of int64, shape (nodes, len(PLAN))
+        For the kernel.
+    memory : numpy.ndarray of uint8
+        The memory of the batch that is being written.
+    address, plan_address : int
+        Where they are.
+    """
+
+    def __init__(self, columns: Columns, kinds: Sequence[Kinds], batch_bytes: int) -> None:
+        nested = [number for number, kind in enumerate(kinds) if len(kind) > 1]
+        self._columns = columns
+        self._batch_bytes = batch_bytes
+        self._of = [*range(len(columns)), *nested]
+        self._kinds = [kind[0] if kind else Kind.TEXT for kind in kinds]
+        self._kinds += [kinds[number][1] for number in nested]
+        self._types = [
+            column.arrow_type if kind else pa.string()
+            for column, kind in zip(columns, kinds, strict=True)
+        ]
+        self._types += [columns[number].arrow_type.value_type for number in nested]
+        self.plan = np.zeros((len(self._of), len(PLAN)), np.int64)
+        self.plan[:, PLAN.KIND] = self._kinds
+        for node, kind in enumerate(self._types):
+            if node >= len(columns):
+                self.plan[self._of[node], PLAN.CHILD] = node
+            if pa.types.is_decimal(kind):
+                self.plan[node, PLAN.SCALE] = kind.scale
+                self.plan[node, PLAN.DIGITS] = kind.precision - kind.scale
+        self.memory = np.zeros(SPARE, np.uint8)
+        self.address = self.memory.ctypes.data
+        self.plan_address = self.plan.ctypes.data
+        self._rows = 0  # written to all arenas so far
+        self._values = np.zeros(len(self._of))  # in these rows
+        self._text = np.zeros(len(self._of))  # bytes of it
+
+    @property
+    def is_laid_out(self) -> bool:
+        """Whether there is room for any row at all."""
+        return bool(self.plan[0, PLAN.CAPACITY])
+
+    def column_of(self, node: int) -> tuple[Column, Kind]:
+        """Return the column of a node, and the kind of the node's values."""
+        return self._columns[self._of[node]], self._kinds[node]
+
+    def renew(self, waiting: int) -> None:
+        """Take new memory.
+
+        Parameters
+        ----------
+        waiting : int
+            How many bytes wait to be decoded: the first arena has room for all of their rows.
+        """
+        plan, width = self.plan, len(self._columns)
+        if not self._rows:
+            # two bytes a row and four a value at the least; a UUID's 20 bytes become 36
+            values = [waiting // (2 + 4 * width) + 1] * width
+            values += [waiting // 4 + 1] * (len(self._of) - width)
+            text = [2 * waiting] * len(self._of)
+        else:
+            size = min(self._batch_bytes, _GROWTH * len(self.memory))
+            per_row = (
+                sum(
+                    _ROOM * (self._values[node] * (_bits(kind) + 1) / 8 + self._text[node])
+                    for node, kind in enumerate(self._kinds)
+                )
+                / self._rows
+            )
+            rows = max(1, int(size / per_row))
+            values = [int(_ROOM * rows * n / self._rows) + _LEAST_ROOM for n in self._values]
+            values[:width] = [rows] * width
+            text = [int(_ROOM * rows * n / self._rows) + _LEAST_ROOM for n in self._text]
+        plan[:, PLAN.CAPACITY] = values
+        plan[:, PLAN.DATA_SIZE] = [min(size, _MOST_TEXT) for size in text]
+        self._lay_out()
+
+    def widen(self, node: int, amount: int) -> None:
+        """Make more room in a node, for a row that no arena has room for.
+
+        Raises
+        ------
+        ColumnError
+            There cannot be that much.
+        """
+        what = PLAN.DATA_SIZE if self._kinds[node] in _TEXTS else PLAN.CAPACITY
+        if what == PLAN.DATA_SIZE and node >= len(self._columns):
+            # its elements may lack either
+            self.plan[node, PLAN.CAPACITY] = max(amount, 2 * self.plan[node, PLAN.CAPACITY])
+        if self.plan[node, what] >= _MOST_TEXT:
+            name = self._columns[self._of[node]].name
+            raise ColumnError(f"column {name!r}: a value has more than 2 GiB", (name,))
+        size = max(amount, 2 * int(self.plan[node, what]))
+        self.plan[node, what] = min(size, _MOST_TEXT)
+        self._lay_out()
+
+    def arrays(self, rows: int) -> list[pa.Array]:
+        """Return the columns of what was written, without copying it.
+
+        Raises
+        ------
+        ColumnError
+            A text is not UTF-8.
+        """
+        arrays = [self._array(node, rows) for node in range(len(self._columns))]
+        self._rows += rows
+        return arrays
+
+    def _lay_out(self) -> None:
+        """Give each node its place, in new memory."""
+        plan, at = self.plan, 0
+        starts = []
+
+        def place(size: int) -> int:
+            nonlocal at
+            start, at = at, at + -(-(size + SPARE) // _ALIGNMENT) * _ALIGNMENT
+            return start
+
+        for node, kind in enumerate(self._kinds):
+            capacity = int(plan[node, PLAN.CAPACITY])
+            validity = place(-(-capacity // 8))
+            starts.append((validity, validity + -(-capacity // 8)))
+            plan[node, PLAN.VALIDITY] = validity
+            if kind in _BITS:
+                plan[node, PLAN.VALUES] = place(-(-capacity * _BITS[kind] // 8))
+                continue
+            plan[node, PLAN.VALUES] = place(4 * (capacity + 1))
+            if kind in _TEXTS:
+                plan[node, PLAN.DATA] = place(int(plan[node, PLAN.DATA_SIZE]))
+        self.memory = np.empty(at + SPARE, np.uint8)
+        self.address = self.memory.ctypes.data
+        for start, stop in starts:
+            self.memory[start:stop] = 0xFF  # the kernel writes only NULLs
+        for node, kind in enumerate(self._kinds):
+            if kind not in _BITS:
+                start = int(plan[node, PLAN.VALUES])
+                self.memory[start : start + 4] = 0
+        plan[:, PLAN.HAS_NULL] = plan[:, PLAN.NOT_ASCII] = 0
+
+    def _array(self, node: int, length: int) -> pa.Array:
+        kind, plan = self._kinds[node], self.plan[node].tolist()
+        memory = pa.py_buffer(self.memory)
+
+        def part(start: int, size: int) -> pa.Buffer:
+            return memory.slice(start, size)
+
+        self._values[node] += length
+        validity = part(plan[PLAN.VALIDITY], -(-length // 8)) if plan[PLAN.HAS_NULL] else None
+        values = plan[PLAN.VALUES]
+        nulls = -1 if validity is not None else 0
+        if kind in _BITS:
+            buffers = [validity, part(values, -(-length * _BITS[kind] // 8))]
+            return pa.Array.from_buffers(self._types[node], length, buffers, nulls)
+        end = int(self.memory[values + 4 * length : values + 4 * length + 4].view(np.int32)[0])
+        buffers = [validity, part(values, 4 * (length + 1))]
+        if kind == Kind.LIST:
+            elements = self._array(plan[PLAN.CHILD], end)
+            kind_of_list = pa.list_(elements.type)
+            return pa.Array.from_buffers(kind_of_list, length, buffers, nulls, children=[elements])
+        self._text[node] += end
+        buffers.append(part(plan[PLAN.DATA], end))
+        array = pa.Array.from_buffers(self._types[node], length, buffers, nulls)
+        if plan[PLAN.NOT_ASCII] and pa.types.is_string(array.type):
+            self._check_utf8(array, node)
+        return array
+
+    def _check_utf8(self, array: pa.Array, node: int) -> None:
+        try:
+            array.validate(full=True)
+        except pa.ArrowInvalid as error:
+            name = self._columns[self._of[node]].name
+            raise ColumnError(
+                f"cannot read column {name!r} as UTF-8 text: {error}. Is the database's encoding "
+                "SQL_ASCII, with bytes in it that are not UTF-8?",
+                (name,),
+            ) from error
+
+
+def _bits(kind: Kind) -> int:
+    return _BITS.get(kind, _OFFSET_BITS)

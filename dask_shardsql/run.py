@@ -1,0 +1,147 @@
+"""Where a query's tasks run, and how they are stopped: threads, or a Dask cluster's workers."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import dask
+from dask import threaded
+from dask._task_spec import Task
+from dask.base import get_scheduler
+
+from dask_shardsql.engine import registry
+from dask_shardsql.engine.cancel import cancel_query
+from dask_shardsql.engine.drivers.base import Query
+from dask_shardsql.engine.fetch import Answer
+from dask_shardsql.errors import ConfigurationError
+from dask_shardsql.topology import Topology
+
+__all__ = ["client_of", "run_tasks", "schedule_of", "share_topology"]
+
+_MAX_THREADS = 32
+
+
+def share_topology(topology: Topology, schedule: Any = None) -> registry.TopologyRef:
+    """Make the topology known here and on the workers that `schedule` would use.
+
+    Parameters
+    ----------
+    topology : Topology
+        What tasks are to find by the reference that comes back.
+    schedule : callable, optional
+        What ``dask.base.get_scheduler`` gives; by default what it gives now.
+    """
+    ref = registry.register(topology)
+    if schedule is None:
+        with suppress(RuntimeError, ValueError):  # asynchronous clients
+            schedule = get_scheduler()
+    client = client_of(schedule)
+    if client is not None:
+        from dask_shardsql.engine.worker_plugin import give_to_workers
+
+        give_to_workers(client, topology)
+    return ref
+
+
+def schedule_of(scheduler: Any) -> Callable[..., Any]:
+    """Return what runs a graph: what ``dask.compute(scheduler=scheduler)`` would use, or threads.
+
+    Raises
+    ------
+    ConfigurationError
+        Dask cannot tell, or the client is asynchronous.
+    """
+    try:
+        schedule: Callable[..., Any] = get_scheduler(scheduler=scheduler) or threaded.get
+    except (RuntimeError, ValueError) as error:  # asynchronous clients, unknown names
+        raise ConfigurationError(
+            f"dask cannot run the query here: {error}. Pass scheduler='threads', or a client that "
+            "is not asynchronous"
+        ) from error
+    return schedule
+
+
+def run_tasks(
+    function: Callable[..., Any],
+    topology: Topology,
+    shards: Sequence[str],
+    request: Query | Answer,
+    name: str,
+    scheduler: Any,
+    *more: Any,
+) -> list[Any]:
+    """Run `function` for each shard as a Dask task, wherever Dask is to run, and wait.
+
+    Parameters
+    ----------
+    function : callable
+        Called with the topology's reference, the shard's name, `request` and `more`.
+    topology : Topology
+        Where it runs.
+    shards : sequence of str
+        Names of the shards.
+    request : Query or Answer
+        What to ask them for.
+    name : str
+        How the tasks' keys begin.
+    scheduler : str, callable or Client, optional
+        As in ``dask.compute``.
+    *more
+        Further arguments.
+    """
+    schedule = schedule_of(scheduler)
+    ref = share_topology(topology, schedule)
+    token = uuid.uuid4().hex
+    keys = [(f"{name}-{token}", number) for number in range(len(shards))]
+    graph = {
+        key: Task(key, function, ref, shard, request, *more)
+        for key, shard in zip(keys, shards, strict=True)
+    }
+    options = {}
+    if schedule is threaded.get:
+        options["num_workers"] = _threads(len(shards))
+    query_id = (request.query if isinstance(request, Answer) else request).query_id
+    try:
+        results = schedule(graph, keys, **options)
+    except BaseException:
+        _cancel(schedule, query_id)
+        raise
+    return list(results)
+
+
+def _cancel(schedule: Any, query_id: str) -> None:
+    """Stop the query's backends, whether this process or a cluster's workers hold them."""
+    cancel_query(query_id)
+    client = client_of(schedule)
+    if client is not None:
+
+        def tell_workers() -> None:
+            with suppress(Exception):  # the error that brought us here is the one to report
+                client.run(cancel_query, query_id)
+
+        # in a thread, as a worker that hangs must not keep the user waiting
+        thread = threading.Thread(target=tell_workers, daemon=True)
+        thread.start()
+        thread.join(1.0)
+
+
+def _threads(shards: int) -> int | None:
+    """Return a thread for each shard, as they mostly wait, unless the user chose a number."""
+    if dask.config.get("num_workers", None) or dask.config.get("pool", None):
+        return None
+    return max(1, min(shards, _MAX_THREADS))
+
+
+def client_of(schedule: Any) -> Any:
+    """Return the ``distributed.Client`` whose method `schedule` is, or None."""
+    client = getattr(schedule, "__self__", None)
+    if "distributed" not in sys.modules or client is None:
+        return None
+    from distributed import Client
+
+    return client if isinstance(client, Client) and not client.asynchronous else None
