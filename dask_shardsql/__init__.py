@@ -15,6 +15,7 @@ from dask_shardsql.errors import (
     QueryError,
     SchemaMismatchError,
     ShardSQLError,
+    SnapshotLostError,
     StatementError,
     TopologyError,
     TopologyNotFoundError,
@@ -22,6 +23,7 @@ from dask_shardsql.errors import (
 )
 from dask_shardsql.frame.read import read_sharded_sql, read_sharded_table
 from dask_shardsql.progress import ShardEvent, listen
+from dask_shardsql.streaming import stream
 from dask_shardsql.topology import Server, Shard, ShardedTable, Topology
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "ShardEvent",
     "ShardSQLError",
     "ShardedTable",
+    "SnapshotLostError",
     "StatementError",
     "Topology",
     "TopologyError",
@@ -48,6 +51,7 @@ __all__ = [
     "listen",
     "read_sharded_sql",
     "read_sharded_table",
+    "stream",
 ]
 
 __version__ = "0.1.0"

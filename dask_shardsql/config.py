@@ -71,10 +71,11 @@ class Settings:
             raise ConfigurationError("dask.config 'shardsql' must be a mapping of settings")
         given = dict(configured)
         given.pop("topology", None)
+        overrides = {key: value for key, value in overrides.items() if value is not None}
         if not overrides and _latest and _latest[0][0] == given:
             return _latest[0][1]  # each shard's task asks
         values = {str(key).replace("-", "_"): value for key, value in given.items()}
-        values.update({key: value for key, value in overrides.items() if value is not None})
+        values.update(overrides)
         unknown = set(values) - set(cls.__dataclass_fields__)
         if unknown:
             known = ", ".join(name.replace("_", "-") for name in cls.__dataclass_fields__)

@@ -9,10 +9,22 @@ from typing import Any
 import pyarrow as pa
 
 from dask_shardsql.config import Settings
-from dask_shardsql.engine.fetch import read_shard_shared
+from dask_shardsql.engine.drivers.base import Columns
+from dask_shardsql.engine.fetch import Answer, read_shard_shared
+from dask_shardsql.engine.scatter import scatter
 from dask_shardsql.engine.shared_memory import Offer, offered_memory, received
-from dask_shardsql.query import PreparedQuery, prepare
-from dask_shardsql.run import client_of, run_tasks, schedule_of
+from dask_shardsql.engine.slices import read_slice_shared
+from dask_shardsql.errors import ShardSQLError
+from dask_shardsql.query import AskedQuery, PreparedQuery, ask, describe
+from dask_shardsql.run import (
+    client_of,
+    run_graph,
+    run_tasks,
+    runs_here,
+    schedule_of,
+    share_topology,
+)
+from dask_shardsql.split import Split, SplitOptions, slice_tasks, split
 from dask_shardsql.topology import Topology
 
 __all__ = ["collect"]
@@ -28,6 +40,10 @@ def collect(
     shards: Sequence[str] | None = None,
     unrepresentable: str | None = None,
     check_schema: bool | None = None,
+    partitions_per_shard: int | None = None,
+    partition_size: str | int | None = None,
+    partition_by: str | None = None,
+    partition_method: str | None = None,
     scheduler: Any = None,
 ) -> pa.Table:
     """Run one query on every shard and return the union of their answers.
@@ -52,6 +68,14 @@ def collect(
     check_schema : bool, optional
         Whether every shard describes the query before any is read (``shardsql.check-schema``),
         or only the first; each shard's answer is compared with the description in any case.
+    partitions_per_shard : int, optional
+        Read each shard in as many slices, side by side and in one snapshot (PostgreSQL).
+    partition_size : str or int, optional
+        Instead: in slices of about that size, as in :func:`read_sharded_sql`.
+    partition_by : str, optional
+        The column of the answer to cut by; needed where shards are split.
+    partition_method : {"range", "hash"}, optional
+        How to cut by it, as in :func:`read_sharded_sql`.
     scheduler : str, callable or Client, optional
         As in ``dask.compute``: by default the current ``distributed.Client``, or what
         ``dask.config`` says, or a thread for each shard.
@@ -82,7 +106,7 @@ def collect(
     within each shard, not over all of them. No snapshot spans shards.
     """
     settings = Settings.current(unrepresentable=unrepresentable, check_schema=check_schema)
-    prepared = prepare(
+    asked = ask(
         sql,
         topology,
         params,
@@ -90,9 +114,33 @@ def collect(
         shard_column=shard_column,
         shards=shards,
         settings=settings,
-        scheduler=scheduler,
     )
-    return pa.concat_tables(_tables(prepared, scheduler)).replace_schema_metadata()
+    options = SplitOptions(partitions_per_shard, partition_size, partition_by, partition_method)
+    is_simple = not options.is_asked_for and runs_here(scheduler)
+    tables = _scattered(asked) if is_simple else None
+    if tables is None:
+        prepared = describe(asked, scheduler)
+        how = split(prepared, options, scheduler=scheduler)
+        tables = _tables(prepared, scheduler) if how is None else _slices(prepared, how, scheduler)
+    return pa.concat_tables(tables).replace_schema_metadata()
+
+
+def _scattered(asked: AskedQuery) -> list[pa.Table] | None:
+    """Return the shards' tables, read by this thread; None where their driver cannot do that."""
+    batches: dict[str, list[pa.RecordBatch]] = {shard: [] for shard in asked.shards}
+    schemas: list[pa.Schema] = []
+
+    def agree(outcomes: Mapping[str, Columns | ShardSQLError]) -> Answer:
+        answer = asked.agree({shard: outcomes[shard] for shard in asked.described_by}).answer
+        schemas.append(answer.schema)
+        return answer
+
+    def take(shard: str, batch: pa.RecordBatch) -> None:
+        batches[shard].append(batch)
+
+    if not scatter(asked.topology, asked.shards, asked.query, agree, take):
+        return None
+    return [pa.Table.from_batches(batches[shard], schemas[0]) for shard in asked.shards]
 
 
 def _tables(prepared: PreparedQuery, scheduler: Any) -> list[pa.Table]:
@@ -110,3 +158,23 @@ def _tables(prepared: PreparedQuery, scheduler: Any) -> list[pa.Table]:
     lost = [shard for shard, table in zip(prepared.shards, tables, strict=True) if table is None]
     again = iter(run(lost, None) if lost else ())
     return [next(again) if table is None else table for table in tables]
+
+
+def _slices(prepared: PreparedQuery, how: Split, scheduler: Any) -> list[pa.Table]:
+    """Return the tables of the shards' slices; otherwise as `_tables`."""
+    schedule = schedule_of(scheduler)
+    ref, query_id = share_topology(prepared.topology, schedule), prepared.answer.query.query_id
+
+    def run(how: Split, offer: Offer | None) -> list[pa.Table | None]:
+        readers = (read_slice_shared, read_shard_shared)
+        graph, keys = slice_tasks(ref, prepared, how, *readers, "collect-sharded-sql", offer)
+        return [received(result) for result in run_graph(graph, keys, query_id, schedule)]
+
+    remote = client_of(schedule) is not None
+    with offered_memory() if remote else nullcontext() as offer:
+        tables = run(how, offer)
+    found = [(shard, table) for (shard, _), table in zip(how.parts, tables, strict=True)]
+    # all slices of a shard are read again where one is lost: the others are of another snapshot
+    lost = {shard for shard, table in found if table is None}
+    again = iter(run(how.only(lost), None) if lost else ())
+    return [next(again) if shard in lost else table for shard, table in found]

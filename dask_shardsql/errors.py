@@ -14,6 +14,7 @@
     │   ├── StatementError          the text is not one single query
     │   └── ParameterError          the parameters do not fit the query
     ├── SchemaMismatchError         the shards describe the answer differently
+    ├── SnapshotLostError           slices of a shard cannot all be of one snapshot
     ├── ColumnError                 the answer's columns cannot be used as they are
     └── UnrepresentableValueError   a value does not fit its column's Arrow type
 
@@ -37,6 +38,7 @@ __all__ = [
     "QueryError",
     "SchemaMismatchError",
     "ShardSQLError",
+    "SnapshotLostError",
     "StatementError",
     "TopologyError",
     "TopologyNotFoundError",
@@ -199,6 +201,10 @@ class SchemaMismatchError(ShardSQLError):
         super().__init__(message)
         self.args = (message, differences)
         self.differences = differences
+
+
+class SnapshotLostError(ShardSQLError):
+    """The session that held a shard's snapshot is gone before all slices were read in it."""
 
 
 class ColumnError(ShardSQLError):

@@ -41,6 +41,9 @@ class ShardEvent:
         Their size so far, in bytes, as Arrow holds them.
     seconds : float
         Time since the shard's task started.
+    slice, slices : int
+        Which slice of the shard it is about, counted from 0, and of how many: each tells for
+        itself. ``0`` and ``1`` where the shard is not split.
     """
 
     query_id: str
@@ -49,6 +52,8 @@ class ShardEvent:
     rows: int = 0
     nbytes: int = 0
     seconds: float = 0.0
+    slice: int = 0
+    slices: int = 1
 
 
 Listener = Callable[[ShardEvent], None]

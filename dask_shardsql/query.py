@@ -23,7 +23,57 @@ from dask_shardsql.run import run_tasks
 from dask_shardsql.sql.types import override_types
 from dask_shardsql.topology import Topology
 
-__all__ = ["PreparedQuery", "prepare"]
+__all__ = ["AskedQuery", "PreparedQuery", "ask", "describe", "prepare"]
+
+
+@dataclass(frozen=True)
+class AskedQuery:
+    """A query that was checked, for the shards to describe.
+
+    Parameters
+    ----------
+    topology : Topology
+        Where it runs.
+    shards : tuple of str
+        Names of the shards to read, in the order of the topology.
+    driver : Driver
+        Of these shards.
+    query : Query
+        The query.
+    described_by : tuple of str
+        Names of the shards that are to describe it before any is read.
+    types : mapping, optional
+        Other Arrow types than the default ones, by column name.
+    shard_column : str, optional
+        Name of an extra last column that holds the shard's name.
+    """
+
+    topology: Topology
+    shards: tuple[str, ...]
+    driver: Driver
+    query: Query
+    described_by: tuple[str, ...]
+    types: Mapping[str, Any] | None
+    shard_column: str | None
+
+    def agree(self, outcomes: Mapping[str, Columns | ShardSQLError]) -> PreparedQuery:
+        """Return the query with the one description that the shards gave.
+
+        Parameters
+        ----------
+        outcomes : mapping
+            By shard, the columns as it describes them, or the error it gave.
+
+        Raises
+        ------
+        ShardSQLError
+            The shards' own, or theirs are not one, or they are not as they must be.
+        """
+        described = _agreed(dict(outcomes), self.query)
+        _refuse_bad_names(described, self.shard_column)
+        columns = override_types(described, self.types)
+        answer = Answer(self.query, described, columns, self.shard_column)
+        return PreparedQuery(self.topology, self.shards, answer)
 
 
 @dataclass(frozen=True)
@@ -64,6 +114,44 @@ def prepare(
     ShardSQLError
         The text, the parameters, the topology or the shards' descriptions are not as they must be.
     """
+    asked = ask(
+        sql,
+        topology,
+        params,
+        types=types,
+        shard_column=shard_column,
+        shards=shards,
+        settings=settings,
+        find_not_null=find_not_null,
+    )
+    return describe(asked, scheduler)
+
+
+def describe(asked: AskedQuery, scheduler: Any = None) -> PreparedQuery:
+    """Let the shards describe a query, as Dask tasks."""
+    name, by = "describe-sharded-sql", asked.described_by
+    outcomes = run_tasks(describe_shard, asked.topology, by, asked.query, name, scheduler)
+    return asked.agree(dict(zip(by, outcomes, strict=True)))
+
+
+def ask(
+    sql: str,
+    topology: Topology | None,
+    params: Sequence[Any] | Mapping[str, Any] | None,
+    *,
+    types: Mapping[str, Any] | None = None,
+    shard_column: str | None = None,
+    shards: Sequence[str] | None = None,
+    settings: Settings,
+    find_not_null: bool = False,
+) -> AskedQuery:
+    """Check a query, and nothing more.
+
+    Raises
+    ------
+    ShardSQLError
+        The text, the parameters or the topology are not as they must be.
+    """
     topology = default_topology(topology)
     names = _chosen(topology, shards)
     driver = _only_driver(topology, names)
@@ -74,13 +162,9 @@ def prepare(
         settings.unrepresentable,
         find_not_null,
     )
-    ask = names if settings.check_schema else names[:1]
+    described_by = names if settings.check_schema else names[:1]
     types = _mapping_or_none("types", types)
-    outcomes = run_tasks(describe_shard, topology, ask, query, "describe-sharded-sql", scheduler)
-    described = _agreed(dict(zip(ask, outcomes, strict=True)), query)
-    _refuse_bad_names(described, shard_column)
-    columns = override_types(described, types)
-    return PreparedQuery(topology, names, Answer(query, described, columns, shard_column))
+    return AskedQuery(topology, names, driver, query, described_by, types, shard_column)
 
 
 def _frozen(params: Any) -> Any:

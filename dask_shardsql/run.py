@@ -13,15 +13,25 @@ import dask
 from dask import threaded
 from dask._task_spec import Task
 from dask.base import get_scheduler
+from dask.callbacks import Callback
 
 from dask_shardsql.engine import registry
 from dask_shardsql.engine.cancel import cancel_query
 from dask_shardsql.engine.drivers.base import Query
 from dask_shardsql.engine.fetch import Answer
+from dask_shardsql.engine.snapshots import ENDS_SNAPSHOTS
 from dask_shardsql.errors import ConfigurationError
 from dask_shardsql.topology import Topology
 
-__all__ = ["client_of", "run_tasks", "schedule_of", "share_topology"]
+__all__ = [
+    "cancel_everywhere",
+    "client_of",
+    "run_graph",
+    "run_tasks",
+    "runs_here",
+    "schedule_of",
+    "share_topology",
+]
 
 _MAX_THREADS = 32
 
@@ -66,6 +76,15 @@ def schedule_of(scheduler: Any) -> Callable[..., Any]:
     return schedule
 
 
+def runs_here(scheduler: Any) -> bool:
+    """Whether Dask would use threads of this process, and nobody watches or limits its tasks."""
+    if Callback.active - {ENDS_SNAPSHOTS}:
+        return False
+    if dask.config.get("num_workers", None) or dask.config.get("pool", None):
+        return False
+    return schedule_of(scheduler) is threaded.get
+
+
 def run_tasks(
     function: Callable[..., Any],
     topology: Topology,
@@ -102,19 +121,26 @@ def run_tasks(
         key: Task(key, function, ref, shard, request, *more)
         for key, shard in zip(keys, shards, strict=True)
     }
+    query_id = (request.query if isinstance(request, Answer) else request).query_id
+    return run_graph(graph, keys, query_id, schedule)
+
+
+def run_graph(
+    graph: dict[Any, Task], keys: list[Any], query_id: str, schedule: Callable[..., Any]
+) -> list[Any]:
+    """Run a query's tasks, and return what those of `keys` do; stop them all if one fails."""
     options = {}
     if schedule is threaded.get:
-        options["num_workers"] = _threads(len(shards))
-    query_id = (request.query if isinstance(request, Answer) else request).query_id
+        options["num_workers"] = _threads(len(keys))
     try:
         results = schedule(graph, keys, **options)
     except BaseException:
-        _cancel(schedule, query_id)
+        cancel_everywhere(schedule, query_id)
         raise
     return list(results)
 
 
-def _cancel(schedule: Any, query_id: str) -> None:
+def cancel_everywhere(schedule: Any, query_id: str) -> None:
     """Stop the query's backends, whether this process or a cluster's workers hold them."""
     cancel_query(query_id)
     client = client_of(schedule)

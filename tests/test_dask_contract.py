@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import decimal
 import inspect
+import time
 from importlib.metadata import requires, version
 
+import dask
 import dask.dataframe as dd
 import pandas as pd
 import pyarrow as pa
 import pytest
+from dask.callbacks import Callback
+from distributed import Client, get_worker
 from packaging.requirements import Requirement
 
 import dask_shardsql as dss
@@ -102,3 +106,57 @@ def test_dask_operations_on_a_read(topology, servers, table_name):
     assert ddf.map_partitions(len).compute().tolist() == [15, 15, 15, 15]
     assert ddf.assign(y=ddf.x + 1).y.min().compute() == 1
     assert (ddf.x + ddf.id).sum().compute() == sum(range(60)) * 1.5
+
+
+def test_what_slices_assume_of_lowering():
+    """One computation lowers with one memory, which reaches every operand."""
+    assert list(inspect.signature(_dask.Expr.lower_once).parameters) == ["self", "lowered"]
+    source = inspect.getsource(_dask.Expr.lower_completely)
+    assert source.count("lowered: dict = {}") == 1
+    assert source.index("lowered: dict = {}") < source.index("while True")
+    assert "operand.lower_once(lowered)" in inspect.getsource(_dask.Expr.lower_once)
+
+
+def test_what_slices_assume_of_the_local_scheduler():
+    """An ended computation shows its results and what still runs; done ones are let go of."""
+    seen = []
+
+    def finish(graph, state, errored):
+        seen.append((errored, dict(state["cache"]), set(state["running"])))
+
+    def fails(x):
+        raise ArithmeticError
+
+    graph = {"a": _dask.Task("a", str, 1), "b": _dask.Task("b", fails, _dask.TaskRef("a"))}
+    with Callback(finish=finish), pytest.raises(ArithmeticError):
+        dask.get(graph, "b")
+    graph["b"] = _dask.Task("b", int, _dask.TaskRef("a"))
+    with Callback(finish=finish):
+        assert dask.get(graph, "b") == 1
+    assert seen == [(True, {"a": "1"}, {"b"}), (False, {"b": 1}, set())]
+
+
+def test_what_slices_assume_of_the_distributed_scheduler():
+    """A key's state has room for a note, which is gone when the key is forgotten."""
+
+    def note(dask_scheduler, key):
+        task = dask_scheduler.tasks[key]
+        before, task.metadata = task.metadata, {"dask_shardsql": 1}
+        return before, task.state
+
+    def is_known(dask_scheduler, key):
+        return key in dask_scheduler.tasks
+
+    def key_in_task():
+        return get_worker().get_current_task()
+
+    with Client(processes=False, n_workers=1, dashboard_address=None) as client:
+        future = client.submit(key_in_task, key=("k", 0))
+        assert future.result() == ("k", 0)
+        assert client.run_on_scheduler(note, key=("k", 0)) == (None, "memory")
+        assert client.run_on_scheduler(note, key=("k", 0)) == ({"dask_shardsql": 1}, "memory")
+        del future
+        deadline = time.monotonic() + 10
+        while client.run_on_scheduler(is_known, key=("k", 0)):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)

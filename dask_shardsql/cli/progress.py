@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -34,18 +35,40 @@ class ShardProgress:
         self._lock = threading.Lock()
         self._latest: dict[str, ShardEvent | None] = dict.fromkeys(shards)
         self._heard: dict[str, float] = {}
+        self._slices: dict[str, dict[int, ShardEvent]] = {}
         self._spinner = Spinner("dots", style="cyan")
         self._all_ended = threading.Event()
 
     def hear(self, event: ShardEvent) -> None:
         """Take note of an event; from any thread."""
         with self._lock:
+            event = self._of_all_slices(event)
             self._latest[event.shard] = event
             self._heard[event.shard] = time.monotonic() - event.seconds
             if all(e is not None and e.state in _ENDED for e in self._latest.values()):
                 self._all_ended.set()
             else:
                 self._all_ended.clear()
+
+    def _of_all_slices(self, event: ShardEvent) -> ShardEvent:
+        """Return what is known of the whole shard, of which each slice tells for itself."""
+        if event.slices == 1:
+            return event
+        known = self._slices.setdefault(event.shard, {})
+        known[event.slice] = event
+        states = {each.state for each in known.values()}
+        state = "failed" if "failed" in states else "reading"
+        if len(known) == event.slices and states == {"finished"}:
+            state = "finished"
+        return replace(
+            event,
+            state=state,
+            rows=sum(each.rows for each in known.values()),
+            nbytes=sum(each.nbytes for each in known.values()),
+            seconds=max(
+                event.seconds, time.monotonic() - self._heard.get(event.shard, time.monotonic())
+            ),
+        )
 
     def wait(self, seconds: float) -> bool:
         """Wait until every shard has ended: events of a cluster's workers come a moment later."""

@@ -9,7 +9,7 @@ import time
 from dask_shardsql.engine.pools import active_pools
 from dask_shardsql.errors import QueryError
 
-__all__ = ["cancel_query", "refuse_if_cancelled"]
+__all__ = ["cancel_query", "is_cancelled", "refuse_if_cancelled"]
 
 _SECONDS = 5.0
 _PAUSE = 0.05
@@ -48,6 +48,11 @@ def _insist(query_id: str) -> None:
             return
 
 
+def is_cancelled(query_id: str) -> bool:
+    """Return whether that query was cancelled in this process."""
+    return query_id in _cancelled
+
+
 def refuse_if_cancelled(query_id: str, shard: str) -> None:
     """Raise when that query was cancelled in this process.
 
@@ -56,5 +61,5 @@ def refuse_if_cancelled(query_id: str, shard: str) -> None:
     QueryError
         With SQLSTATE 57014, as the server would say.
     """
-    if query_id in _cancelled:
+    if is_cancelled(query_id):
         raise QueryError("the query was cancelled before it started", shard, sqlstate="57014")

@@ -7,7 +7,9 @@ arrive, so that one row costs little.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -77,25 +79,11 @@ class Arena:
     """
 
     def __init__(self, columns: Columns, kinds: Sequence[Kinds], batch_bytes: int) -> None:
-        nested = [number for number, kind in enumerate(kinds) if len(kind) > 1]
         self._columns = columns
         self._batch_bytes = batch_bytes
-        self._of = [*range(len(columns)), *nested]
-        self._kinds = [kind[0] if kind else Kind.TEXT for kind in kinds]
-        self._kinds += [kinds[number][1] for number in nested]
-        self._types = [
-            column.arrow_type if kind else pa.string()
-            for column, kind in zip(columns, kinds, strict=True)
-        ]
-        self._types += [columns[number].arrow_type.value_type for number in nested]
-        self.plan = np.zeros((len(self._of), len(PLAN)), np.int64)
-        self.plan[:, PLAN.KIND] = self._kinds
-        for node, kind in enumerate(self._types):
-            if node >= len(columns):
-                self.plan[self._of[node], PLAN.CHILD] = node
-            if pa.types.is_decimal(kind):
-                self.plan[node, PLAN.SCALE] = kind.scale
-                self.plan[node, PLAN.DIGITS] = kind.precision - kind.scale
+        types = tuple(column.arrow_type for column in columns)
+        self._of, self._kinds, self._types, plan = _nodes(tuple(kinds), types)
+        self.plan = plan.copy()
         self.memory = np.zeros(SPARE, np.uint8)
         self.address = self.memory.ctypes.data
         self.plan_address = self.plan.ctypes.data
@@ -123,9 +111,13 @@ class Arena:
         plan, width = self.plan, len(self._columns)
         if not self._rows:
             # two bytes a row and four a value at the least; a UUID's 20 bytes become 36
-            values = [waiting // (2 + 4 * width) + 1] * width
-            values += [waiting // 4 + 1] * (len(self._of) - width)
-            text = [2 * waiting] * len(self._of)
+            bits = sum(_bits(kind) + 1 for kind in self._kinds[:width])
+            rows = min(waiting // (2 + 4 * width), 8 * self._batch_bytes // bits) + 1
+            values = [rows] * width
+            # but no large row's size times the number of columns: see widen
+            most = max(_LEAST_ROOM, 4 * self._batch_bytes // len(self._of))
+            values += [min(waiting // 4 + 1, most)] * (len(self._of) - width)
+            text = [min(2 * waiting, most)] * len(self._of)
         else:
             size = min(self._batch_bytes, _GROWTH * len(self.memory))
             per_row = (
@@ -143,23 +135,34 @@ class Arena:
         plan[:, PLAN.DATA_SIZE] = [min(size, _MOST_TEXT) for size in text]
         self._lay_out()
 
-    def widen(self, node: int, amount: int) -> None:
+    def widen(self, node: int, amount: int, waiting: int) -> None:
         """Make more room in a node, for a row that no arena has room for.
+
+        Parameters
+        ----------
+        node : int
+            The node.
+        amount : int
+            What the kernel needs at the least.
+        waiting : int
+            How many bytes wait to be decoded: elements and their text need no more than those.
 
         Raises
         ------
         ColumnError
             There cannot be that much.
         """
-        what = PLAN.DATA_SIZE if self._kinds[node] in _TEXTS else PLAN.CAPACITY
-        if what == PLAN.DATA_SIZE and node >= len(self._columns):
-            # its elements may lack either
-            self.plan[node, PLAN.CAPACITY] = max(amount, 2 * self.plan[node, PLAN.CAPACITY])
-        if self.plan[node, what] >= _MOST_TEXT:
+        plan = self.plan[node]
+        capacity, size = int(plan[PLAN.CAPACITY]), int(plan[PLAN.DATA_SIZE])
+        room = amount
+        if node >= len(self._columns):  # elements of a list may lack either
+            plan[PLAN.CAPACITY] = max(capacity, min(max(amount, 2 * capacity), waiting // 4 + 1))
+            room = max(amount, min(2 * size, 2 * waiting))
+        if self._kinds[node] in _TEXTS:
+            plan[PLAN.DATA_SIZE] = max(size, min(room, _MOST_TEXT))
+        if (capacity, size) == (plan[PLAN.CAPACITY], plan[PLAN.DATA_SIZE]):
             name = self._columns[self._of[node]].name
             raise ColumnError(f"column {name!r}: a value has more than 2 GiB", (name,))
-        size = max(amount, 2 * int(self.plan[node, what]))
-        self.plan[node, what] = min(size, _MOST_TEXT)
         self._lay_out()
 
     def arrays(self, rows: int) -> list[pa.Array]:
@@ -177,33 +180,33 @@ class Arena:
     def _lay_out(self) -> None:
         """Give each node its place, in new memory."""
         plan, at = self.plan, 0
-        starts = []
 
         def place(size: int) -> int:
             nonlocal at
             start, at = at, at + -(-(size + SPARE) // _ALIGNMENT) * _ALIGNMENT
             return start
 
+        capacities = plan[:, PLAN.CAPACITY].tolist()
+        sizes = plan[:, PLAN.DATA_SIZE].tolist()
+        plan[:, PLAN.VALIDITY] = [place(-(-capacity // 8)) for capacity in capacities]
+        validities, offsets = at, []
+        values, texts = [], [0] * len(sizes)
         for node, kind in enumerate(self._kinds):
-            capacity = int(plan[node, PLAN.CAPACITY])
-            validity = place(-(-capacity // 8))
-            starts.append((validity, validity + -(-capacity // 8)))
-            plan[node, PLAN.VALIDITY] = validity
-            if kind in _BITS:
-                plan[node, PLAN.VALUES] = place(-(-capacity * _BITS[kind] // 8))
+            bits = _BITS.get(kind)
+            if bits is not None:
+                values.append(place(-(-capacities[node] * bits // 8)))
                 continue
-            plan[node, PLAN.VALUES] = place(4 * (capacity + 1))
+            values.append(place(4 * (capacities[node] + 1)))
+            offsets.append(values[-1] // 4)
             if kind in _TEXTS:
-                plan[node, PLAN.DATA] = place(int(plan[node, PLAN.DATA_SIZE]))
+                texts[node] = place(sizes[node])
+        plan[:, PLAN.VALUES], plan[:, PLAN.DATA] = values, texts
+        plan[:, PLAN.HAS_NULL] = plan[:, PLAN.NOT_ASCII] = 0
         self.memory = np.empty(at + SPARE, np.uint8)
         self.address = self.memory.ctypes.data
-        for start, stop in starts:
-            self.memory[start:stop] = 0xFF  # the kernel writes only NULLs
-        for node, kind in enumerate(self._kinds):
-            if kind not in _BITS:
-                start = int(plan[node, PLAN.VALUES])
-                self.memory[start : start + 4] = 0
-        plan[:, PLAN.HAS_NULL] = plan[:, PLAN.NOT_ASCII] = 0
+        self.memory[:validities] = 0xFF  # the kernel writes only NULLs
+        if offsets:  # the first of each
+            self.memory[:at].view(np.int32)[offsets] = 0
 
     def _array(self, node: int, length: int) -> pa.Array:
         kind, plan = self._kinds[node], self.plan[node].tolist()
@@ -242,6 +245,30 @@ class Arena:
                 "SQL_ASCII, with bytes in it that are not UTF-8?",
                 (name,),
             ) from error
+
+
+@functools.lru_cache(maxsize=256)
+def _nodes(
+    kinds: tuple[Kinds, ...], types: tuple[pa.DataType, ...]
+) -> tuple[list[int], list[Kind], list[pa.DataType], Any]:
+    """Return the nodes' columns, kinds and Arrow types, and a plan that knows these."""
+    nested = [number for number, kind in enumerate(kinds) if len(kind) > 1]
+    of = [*range(len(kinds)), *nested]
+    node_kinds = [kind[0] if kind else Kind.TEXT for kind in kinds]
+    node_kinds += [kinds[number][1] for number in nested]
+    node_types = [
+        wanted if kind else pa.string() for wanted, kind in zip(types, kinds, strict=True)
+    ]
+    node_types += [types[number].value_type for number in nested]
+    plan = np.zeros((len(of), len(PLAN)), np.int64)
+    plan[:, PLAN.KIND] = node_kinds
+    for node, kind in enumerate(node_types):
+        if node >= len(kinds):
+            plan[of[node], PLAN.CHILD] = node
+        if pa.types.is_decimal(kind):
+            plan[node, PLAN.SCALE] = kind.scale
+            plan[node, PLAN.DIGITS] = kind.precision - kind.scale
+    return of, node_kinds, node_types, plan
 
 
 def _bits(kind: Kind) -> int:

@@ -8,6 +8,7 @@ COPY's are found here, and named.
 from __future__ import annotations
 
 import io
+from array import array
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -26,6 +27,7 @@ from dask_shardsql.sql.types import arrow_schema
 __all__ = ["CopyDecoder", "CopyFile"]
 
 _SOURCE_BYTES = 256 << 10
+_FIRST_SOURCE_BYTES = 32 << 10  # what malloc has at hand
 
 
 class CopyDecoder:
@@ -68,32 +70,44 @@ class CopyDecoder:
         self._kinds = kinds
         self._schema = arrow_schema(columns)
         self._arena = Arena(columns, kinds, batch_bytes)
-        self._info = np.zeros(len(INFO), np.int64)
+        self._info = array("q", bytes(8 * len(INFO)))  # quicker than NumPy for single numbers
         self._info[INFO.MAKE_NULL] = unrepresentable == "null"
-        self._info_address = self._info.ctypes.data
-        self._source = np.empty(_SOURCE_BYTES + SPARE, np.uint8)
+        self._info_address = self._info.buffer_info()[0]
+        self._source = np.empty(_FIRST_SOURCE_BYTES + SPARE, np.uint8)
         self._source_address = self._source.ctypes.data
         self._done = False
 
-    def receive(self, descriptor: int) -> Status:
+    def receive(self, descriptor: int, wait: int = 200, *, small: bool = False) -> Status:
         """Receive CopyData messages from a socket that does not block, and decode them.
+
+        Parameters
+        ----------
+        descriptor : int
+            The socket.
+        wait : int, default 200
+            For how long to wait for more, in milliseconds.
+        small : bool
+            Whether to return when the first rows are decoded and there are more than a few.
 
         Returns
         -------
         Status
             ``MESSAGE``: the next one is another message (see :meth:`take_rest`). ``WAITING``:
-            nothing came for 0.2 s; call again. ``CLOSED``, ``FAILED``: nothing more will come.
+            nothing came for so long; call again. ``FULL``: there is more than a few rows; call
+            again. ``CLOSED``, ``FAILED``: nothing more will come.
         """
         arena, info, columns = self._arena, self._info, len(self._columns)
         state, plan = self._info_address, arena.plan_address
         while True:
             size = len(self._source) - SPARE
             source = self._source_address
-            status = pump(descriptor, source, size, state, plan, columns, arena.address)
+            status = pump(descriptor, wait, source, size, state, plan, columns, arena.address)
             if status == Status.NEED:
                 self._grow_source(int(info[INFO.AMOUNT]))
             elif status == Status.DONE:
                 self._done = True
+            elif small and status == Status.FULL and arena.is_laid_out:
+                return Status.FULL
             elif not self._go_on(status):
                 return Status(status)
 
@@ -105,6 +119,8 @@ class CopyDecoder:
         while len(given):
             self._move_to_front()
             end = int(info[INFO.END])
+            if end == len(self._source) - SPARE:
+                self._grow_source(2 * end)
             taken = min(len(given), len(self._source) - SPARE - end)
             self._source[end : end + taken] = given[:taken]
             info[INFO.END] = end + taken
@@ -119,8 +135,6 @@ class CopyDecoder:
             if status == Status.DONE:
                 self._done = True
                 self._move_to_front()
-            elif int(info[INFO.AMOUNT]) > len(self._source) - SPARE:
-                self._grow_source(2 * len(self._source))
 
     def take_rest(self) -> bytes:
         """Return what was received and not decoded, and forget it."""
@@ -148,10 +162,13 @@ class CopyDecoder:
         info, arena = self._info, self._arena
         if status == Status.FULL:
             if info[INFO.ROWS] > 0 or not arena.is_laid_out:
+                if arena.is_laid_out and len(self._source) < _SOURCE_BYTES:
+                    self._grow_source(_SOURCE_BYTES)  # it is a large answer
                 self._deliver()
                 arena.renew(int(info[INFO.END] - info[INFO.POSITION]))
             else:  # not even one row fits
-                arena.widen(int(info[INFO.COLUMN]), int(info[INFO.AMOUNT]))
+                waiting = int(info[INFO.END] - info[INFO.POSITION])
+                arena.widen(int(info[INFO.COLUMN]), int(info[INFO.AMOUNT]), waiting)
             return True
         if status == Status.UNREPRESENTABLE:
             start = int(info[INFO.VALUE])
@@ -170,9 +187,9 @@ class CopyDecoder:
         if not rows:
             return
         arrays = self._arena.arrays(rows)
-        for number, (array, column) in enumerate(zip(arrays, self._columns, strict=True)):
+        for number, (texts, column) in enumerate(zip(arrays, self._columns, strict=True)):
             if not self._kinds[number]:
-                arrays[number] = decode_text(array, column, self._unrepresentable)
+                arrays[number] = decode_text(texts, column, self._unrepresentable)
         self._on_batch(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
 
     def _move_to_front(self) -> None:
@@ -180,7 +197,9 @@ class CopyDecoder:
         position, end = int(info[INFO.POSITION]), int(info[INFO.END])
         if position:
             self._source[: end - position] = self._source[position:end].copy()
-            info[INFO.POSITION], info[INFO.END], info[INFO.MESSAGE_END] = 0, end - position, 0
+            info[INFO.POSITION], info[INFO.END] = 0, end - position
+            # the kernel stops in the middle of a message when the arena is full
+            info[INFO.MESSAGE_END] = max(0, int(info[INFO.MESSAGE_END]) - position)
 
     def _grow_source(self, size: int) -> None:
         self._move_to_front()
@@ -201,12 +220,16 @@ class CopyFile(io.RawIOBase):
 
     def __init__(self, decoder: CopyDecoder) -> None:
         self._decoder = decoder
+        self._broken = False
 
     def writable(self) -> bool:
         """Return True."""
         return True
 
     def write(self, data: Any) -> int:
-        """Decode these bytes."""
-        self._decoder.feed(data)
+        """Decode these bytes; drop them after an error, when a buffer is flushed once more."""
+        if not self._broken:
+            self._broken = True
+            self._decoder.feed(data)
+            self._broken = False
         return len(data)

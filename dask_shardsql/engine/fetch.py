@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 
@@ -25,11 +25,15 @@ from dask_shardsql.errors import (
 )
 from dask_shardsql.progress import ShardEvent, emit
 from dask_shardsql.sql.types import arrow_schema
+from dask_shardsql.topology import Topology
 
 __all__ = [
     "Answer",
+    "Reading",
     "compare_columns",
+    "connection_to",
     "describe_shard",
+    "naming",
     "read_batches",
     "read_shard",
     "read_shard_shared",
@@ -50,12 +54,15 @@ class Answer:
         The same with the Arrow types to deliver.
     shard_column : str, optional
         Name of an extra last column that holds the shard's name.
+    slice : (int, int), default (0, 1)
+        Which slice of the shard's answer, counted from 0, and of how many.
     """
 
     query: Query
     described: Columns
     columns: Columns
     shard_column: str | None = None
+    slice: tuple[int, int] = (0, 1)
 
     def named(self, snapshot: str) -> Answer:
         """Return the same with the snapshot's name for the query's id."""
@@ -76,7 +83,7 @@ def describe_shard(ref: TopologyRef, shard: str, query: Query) -> Columns | Shar
     The error is returned, not raised, so that the caller can say once what n shards said.
     """
     try:
-        with _connection(ref, shard, query) as (driver, connection):
+        with connection_to(ref.resolve(), shard, query) as (driver, connection):
             return driver.describe(connection, query)
     except ShardSQLError as error:
         return error
@@ -120,15 +127,52 @@ def read_batches(ref: TopologyRef, shard: str, answer: Answer, on_batch: OnBatch
     ShardSQLError
         Whatever else goes wrong, with the shard's name.
     """
-    query = answer.query
-    started = time.monotonic()
+    with (
+        Reading(shard, answer, on_batch) as reading,
+        connection_to(ref.resolve(), shard, answer.query) as (driver, connection),
+    ):
+        driver.read(connection, answer.query, reading.resolve, reading.take)
 
-    def tell(state: str, rows: int = 0, nbytes: int = 0) -> None:
-        seconds = time.monotonic() - started
-        emit(ShardEvent(query.query_id, shard, state, rows, nbytes, seconds))
 
-    def resolve(found: Columns) -> Columns:
-        refuse_if_cancelled(query.query_id, shard)
+class Reading:
+    """What is made of the answer of one shard while it is read: a context that tells how it ends.
+
+    Parameters
+    ----------
+    shard : str
+        Name of the shard.
+    answer : Answer
+        The query, and the columns it must have.
+    on_batch : callable
+        Gets the rows.
+    """
+
+    def __init__(self, shard: str, answer: Answer, on_batch: OnBatch) -> None:
+        self._shard, self._answer, self._on_batch = shard, answer, on_batch
+        self._started = time.monotonic()
+        self._rows = self._bytes = 0
+        self._tell("started")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.finish("finished" if kind is None else "failed")
+
+    def finish(self, state: str) -> None:
+        """Tell that it has finished or failed."""
+        self._tell(state)
+
+    def resolve(self, found: Columns) -> Columns:
+        """Compare a description with the one that was planned with; return the types to deliver.
+
+        Raises
+        ------
+        SchemaMismatchError
+            It is another one.
+        """
+        shard, answer = self._shard, self._answer
+        refuse_if_cancelled(answer.query.query_id, shard)
         differences = compare_columns({shard: found}, answer.described)
         if differences:
             raise SchemaMismatchError(
@@ -140,26 +184,23 @@ def read_batches(ref: TopologyRef, shard: str, answer: Answer, on_batch: OnBatch
             )
         return answer.columns
 
-    received = [0, 0]
-
-    def take(batch: pa.RecordBatch) -> None:
-        refuse_if_cancelled(query.query_id, shard)
-        received[0] += batch.num_rows
-        received[1] += batch.nbytes
+    def take(self, batch: pa.RecordBatch) -> None:
+        """Pass on some rows."""
+        answer = self._answer
+        refuse_if_cancelled(answer.query.query_id, self._shard)
+        self._rows += batch.num_rows
+        self._bytes += batch.nbytes
         if answer.shard_column is not None:
-            names = pa.repeat(pa.scalar(shard, pa.string()), batch.num_rows)
+            names = pa.repeat(pa.scalar(self._shard, pa.string()), batch.num_rows)
             batch = pa.RecordBatch.from_arrays([*batch.columns, names], schema=answer.schema)
-        on_batch(batch)
-        tell("reading", *received)
+        self._on_batch(batch)
+        self._tell("reading")
 
-    tell("started")
-    try:
-        with _connection(ref, shard, query) as (driver, connection):
-            driver.read(connection, query, resolve, take)
-    except BaseException:
-        tell("failed", *received)
-        raise
-    tell("finished", *received)
+    def _tell(self, state: str) -> None:
+        seconds = time.monotonic() - self._started
+        query_id = self._answer.query.query_id
+        read = (self._rows, self._bytes, seconds)
+        emit(ShardEvent(query_id, self._shard, state, *read, *self._answer.slice))
 
 
 def compare_columns(
@@ -168,6 +209,8 @@ def compare_columns(
     """Return ``(shard, column, found, expected)`` wherever a shard describes another column."""
     differences = []
     for shard, columns in found.items():
+        if columns == expected:
+            continue
         for number in range(max(len(columns), len(expected))):
             have = columns[number] if number < len(columns) else None
             want = expected[number] if number < len(expected) else None
@@ -184,14 +227,20 @@ def compare_columns(
 
 
 @contextmanager
-def _connection(ref: TopologyRef, shard: str, query: Query) -> Iterator[tuple[Driver, Any]]:
+def connection_to(topology: Topology, shard: str, query: Query) -> Iterator[tuple[Driver, Any]]:
     """Lend a connection to the shard; whatever is raised inside names the shard."""
     refuse_if_cancelled(query.query_id, shard)
-    pool = pool_of(ref.resolve(), shard)
+    pool = pool_of(topology, shard)
+    with naming(shard, pool, query), pool.connection(query.query_id, shard) as connection:
+        refuse_if_cancelled(query.query_id, shard)  # from here on, cancelling reaches it
+        yield pool.driver, connection
+
+
+@contextmanager
+def naming(shard: str, pool: Pool, query: Query) -> Iterator[None]:
+    """Make an error of this package of whatever is raised inside, with the shard's name."""
     try:
-        with pool.connection(query.query_id, shard) as connection:
-            refuse_if_cancelled(query.query_id, shard)  # from here on, cancelling reaches it
-            yield pool.driver, connection
+        yield
     except ShardSQLError as error:
         raise _on_shard(error, shard, pool) from error.__cause__
     except Exception as error:

@@ -22,7 +22,7 @@ from dask_shardsql.engine.drivers.base import Driver, driver_named
 from dask_shardsql.errors import ConnectionFailedError, PoolTimeoutError, ShardSQLError
 from dask_shardsql.topology import Server, Topology
 
-__all__ = ["Pool", "active_pools", "close_all", "pool_of"]
+__all__ = ["Lease", "Pool", "active_pools", "close_all", "pool_of"]
 
 _pools: dict[tuple[int, Server, str], Pool] = {}
 _forgotten: list[Any] = []
@@ -50,6 +50,7 @@ class Pool:
         self._changed = threading.Condition()
         self._idle: list[tuple[float, Any]] = []
         self._busy: dict[int, tuple[Any, str]] = {}
+        self._apart: dict[int, tuple[Any, str]] = {}
         self._opening = 0
         self._numbers = itertools.count()
 
@@ -64,11 +65,51 @@ class Pool:
         ConnectionFailedError
             A new one could not be opened.
         """
-        number, connection = self._borrow(query_id, shard)
+        lease = self.reserve(query_id, shard)
+        try:
+            yield lease.open()
+        finally:
+            lease.end()
+
+    def reserve(self, query_id: str, shard: str) -> Lease:
+        """Wait for a connection to be free, or for room to open one; `shard` is whom errors name.
+
+        Raises
+        ------
+        PoolTimeoutError
+            There was none in time.
+        """
+        lease = Lease(self, next(self._numbers), query_id, shard)
+        try:
+            self._reserve(lease, query_id, shard)
+            return lease
+        except BaseException:  # Ctrl-C, when it was reserved
+            lease.end()
+            raise
+
+    @contextmanager
+    def apart(self, query_id: str, shard: str) -> Iterator[Any]:
+        """Open a connection beside those that are counted; it is closed if the block raises.
+
+        After the block it is whoever opened it that closes it.
+
+        Raises
+        ------
+        ConnectionFailedError
+            It could not be opened.
+        """
+        connection = self._open(shard)
+        number = next(self._numbers)
+        with self._changed:
+            self._apart[number] = (connection, query_id)
         try:
             yield connection
+        except BaseException:
+            self.driver.close(connection)
+            raise
         finally:
-            self._give_back(number, connection)
+            with self._changed:
+                del self._apart[number]
 
     def cancel(self, query_id: str) -> bool:
         """Ask the server to stop what the connections lent to that query are running.
@@ -78,7 +119,7 @@ class Pool:
         """
         found = False
         with self._changed:
-            for connection, owner in self._busy.values():
+            for connection, owner in (*self._busy.values(), *self._apart.values()):
                 if owner == query_id:
                     found = True
                     self.driver.cancel(connection)
@@ -93,7 +134,7 @@ class Pool:
         for connection in closing:
             self.driver.close(connection)
 
-    def _borrow(self, query_id: str, shard: str) -> tuple[int, Any]:
+    def _reserve(self, lease: Lease, query_id: str, shard: str) -> None:
         deadline = time.monotonic() + self.settings.pool_timeout
         limit = self.settings.max_connections_per_worker
         stale: list[Any] = []
@@ -112,15 +153,17 @@ class Pool:
                         shard=shard,
                         server=self.server.address,
                     )
-            number = next(self._numbers)
+            # nothing can interrupt these lines, as they call nothing
+            lease.connection, lease.is_over = connection, False
             if connection is not None:
-                self._busy[number] = (connection, query_id)
+                self._busy[lease.number] = (connection, query_id)
             else:
                 self._opening += 1
         for old in stale:
             self.driver.close(old)
-        if connection is not None:
-            return number, connection
+
+    def _open_reserved(self, number: int, query_id: str, shard: str) -> Any:
+        connection = None
         try:
             connection = self._open(shard)
         finally:
@@ -129,7 +172,7 @@ class Pool:
                 if connection is not None:
                     self._busy[number] = (connection, query_id)
                 self._changed.notify()
-        return number, connection
+        return connection
 
     def _take_idle(self, stale: list[Any]) -> Any:
         oldest = time.monotonic() - self.settings.pool_idle
@@ -140,12 +183,22 @@ class Pool:
             stale.append(connection)
         return None
 
+    def _drop(self, number: int) -> None:
+        """Close a connection that was opened, and did not reach whoever opened it."""
+        with self._changed:
+            connection, _ = self._busy.pop(number, (None, ""))
+            self._changed.notify()
+        if connection is not None:
+            self.driver.close(connection)
+
     def _give_back(self, number: int, connection: Any) -> None:
         usable = self.driver.is_usable(connection)
+        now = time.monotonic()
         with self._changed:
-            del self._busy[number]
+            if self._busy.pop(number, None) is None:
+                return  # Ctrl-C came when it was given back
             if usable:
-                self._idle.append((time.monotonic(), connection))
+                self._idle.append((now, connection))
             self._changed.notify()
         if not usable:
             self.driver.close(connection)
@@ -170,6 +223,82 @@ class Pool:
             )
         del password  # nor a local of a frame in its traceback
         raise failure  # outside of the handler: no chained exception repeats a login
+
+
+class Lease:
+    """A connection that a pool lends, or the right to open one.
+
+    Apart from :meth:`Pool.reserve`, so that connections to many servers can be reserved one after
+    the other, in an order that all keep to, and opened side by side.
+
+    Parameters
+    ----------
+    pool : Pool
+        Whose it is.
+    number : int
+        Its number there.
+    query_id, shard : str
+        For whom.
+
+    Attributes
+    ----------
+    connection : object or None
+        None where one is to be opened.
+    is_over : bool
+        Whether the pool counts it no more, or not yet.
+    """
+
+    def __init__(self, pool: Pool, number: int, query_id: str, shard: str) -> None:
+        self._pool, self.number = pool, number
+        self._query_id, self._shard = query_id, shard
+        self.connection: Any = None
+        self.is_over, self._is_opening = True, False
+
+    def open(self) -> Any:
+        """Return the connection.
+
+        Raises
+        ------
+        ConnectionFailedError
+            It could not be opened, or the lease was ended in the meantime; it is over.
+        """
+        pool = self._pool
+        with pool._changed:
+            if self.connection is not None and not self.is_over:
+                return self.connection
+            self._is_opening = not self.is_over
+        if self._is_opening:
+            try:
+                connection = pool._open_reserved(self.number, self._query_id, self._shard)
+            except BaseException:
+                self.is_over = True
+                pool._drop(self.number)
+                raise
+            with pool._changed:
+                self._is_opening = False
+                if not self.is_over:
+                    self.connection = connection
+                    return connection
+            pool._give_back(self.number, connection)
+        raise ConnectionFailedError(
+            f"the connection to shard {self._shard!r} is not wanted any more",
+            self._shard,
+            pool.server.address,
+        )
+
+    def end(self) -> None:
+        """Give the connection back; safe to call twice, and from another thread than opens it."""
+        with self._pool._changed:
+            if self.is_over:
+                return
+            if self.connection is None:
+                self.is_over = True
+                if not self._is_opening:  # else open() gives it back
+                    self._pool._opening -= 1
+                    self._pool._changed.notify()
+                return
+        self._pool._give_back(self.number, self.connection)
+        self.is_over = True
 
 
 def pool_of(topology: Topology, shard: str) -> Pool:

@@ -6,10 +6,10 @@ tests have seen, and ``tests/test_dask_contract.py`` fails loudly when one of th
 
 from __future__ import annotations
 
-from dask._task_spec import Task
+from dask._task_spec import List, Task, TaskRef
 from dask.dataframe import groupby as groupby_module
 from dask.dataframe.dask_expr._collection import new_collection
-from dask.dataframe.dask_expr._expr import PartitionsFiltered
+from dask.dataframe.dask_expr._expr import Expr, PartitionsFiltered
 from dask.dataframe.dask_expr._groupby import Mean as GroupByMean
 from dask.dataframe.dask_expr._reductions import MeanAggregate, Prod, Sum
 from dask.dataframe.dask_expr.io.io import BlockwiseIO
@@ -18,12 +18,15 @@ from dask.tokenize import normalize_token
 
 __all__ = [
     "BlockwiseIO",
+    "Expr",
     "GroupByMean",
+    "List",
     "MeanAggregate",
     "PartitionsFiltered",
     "Prod",
     "Sum",
     "Task",
+    "TaskRef",
     "groupby_module",
     "make_scalar",
     "new_collection",

@@ -13,8 +13,9 @@ from dask_shardsql.engine import registry
 from dask_shardsql.engine.drivers.base import driver_named
 from dask_shardsql.errors import ConfigurationError
 from dask_shardsql.frame._dask import new_collection
-from dask_shardsql.frame.expr import ReadShards
+from dask_shardsql.frame.expr import ReadShards, Snapshots
 from dask_shardsql.query import prepare
+from dask_shardsql.split import SplitOptions, split
 from dask_shardsql.topology import Topology
 
 __all__ = ["read_sharded_sql", "read_sharded_table"]
@@ -32,9 +33,13 @@ def read_sharded_sql(
     unrepresentable: str | None = None,
     check_schema: bool | None = None,
     snapshot: str | None = None,
+    partitions_per_shard: int | None = None,
+    partition_size: str | int | None = None,
+    partition_by: str | None = None,
+    partition_method: str | None = None,
     scheduler: Any = None,
 ) -> dd.DataFrame:
-    """Read one query from every shard as a lazy dask DataFrame, one partition a shard.
+    """Read one query from every shard as a lazy dask DataFrame, by default one partition a shard.
 
     Parameters
     ----------
@@ -62,19 +67,36 @@ def read_sharded_sql(
     snapshot : str, optional
         A name for this read. Reads of the same text, parameters, topology and name have the same
         keys, so that Dask may take one for the other. Without it every read is a new one.
+    partitions_per_shard : int, optional
+        Split each shard into as many partitions (PostgreSQL).
+    partition_size : str or int, optional
+        Instead: split each shard into partitions of about that size, as ``"256 MiB"``. How large
+        the answer is, the server's planner estimates (rows times their width).
+    partition_by : str, optional
+        The column of the answer to cut by; needed where shards are split. It must be the same
+        whenever the query is run: no ``random()``, no ``row_number()`` over equal rows.
+    partition_method : {"range", "hash"}, optional
+        Cut by ranges between percentiles of the column, by default, or by its hash. Ranges of an
+        indexed column spare the server from reading all rows for each slice.
     scheduler : str, callable or Client, optional
         Where the description runs, as in ``dask.compute``.
 
     Returns
     -------
     dask.dataframe.DataFrame
-        One partition a shard, in the order of the topology, with unknown divisions. Columns and
-        dtypes are those that the servers describe, also for shards without rows.
+        One partition a shard, or a slice of one, in the order of the topology, with unknown
+        divisions. Columns and dtypes are those that the servers describe, also for shards
+        without rows.
 
     Raises
     ------
     QueryError
-        A server refused the query: once, with its message, SQLSTATE and position.
+        A server refused the query: once, with its message, SQLSTATE and position. Or the query
+        chooses some of its rows (LIMIT, FETCH, DISTINCT ON), and is to be split.
+    ConfigurationError
+        Options that do not fit each other, or a driver that cannot split.
+    SnapshotLostError
+        When computed: a shard's snapshot ended before all its slices were read.
     SchemaMismatchError
         The shards describe the answer differently.
     ColumnError
@@ -88,32 +110,34 @@ def read_sharded_sql(
     read-only transaction a shard, wherever Dask then runs: threads, a LocalCluster, a remote
     scheduler. The rows are the concatenation of the shards' answers; no snapshot spans shards.
 
+    Where shards are split, every computation reads all slices of a shard in one snapshot. One more
+    session a shard, beside ``max-connections-per-worker``, exports it and stays in its transaction
+    until the last slice is read. NULLs are in a shard's last slice, alone where they are as many as
+    a slice of their own would have. The slices are not equally large where values repeat.
+
     Examples
     --------
     >>> ddf = read_sharded_sql("SELECT * FROM orders WHERE o_custkey = %s", topology, [543])
     >>> ddf.groupby("o_orderpriority").o_totalprice.sum().compute()  # doctest: +SKIP
     """
-    settings = Settings.current(
-        dtype_backend=dtype_backend, unrepresentable=unrepresentable, check_schema=check_schema
-    )
-    prepared = prepare(
+    return _read(
         sql,
         topology,
         params,
+        table=None,
+        dtype_backend=dtype_backend,
         types=types,
         shard_column=shard_column,
         shards=shards,
-        settings=settings,
-        find_not_null=settings.dtype_backend == "numpy",
+        unrepresentable=unrepresentable,
+        check_schema=check_schema,
+        snapshot=snapshot,
+        partitions_per_shard=partitions_per_shard,
+        partition_size=partition_size,
+        partition_by=partition_by,
+        partition_method=partition_method,
         scheduler=scheduler,
     )
-    ref = registry.register(prepared.topology)
-    answer, token = prepared.answer, uuid.uuid4().hex
-    if snapshot is not None:
-        if not isinstance(snapshot, str) or not snapshot.isprintable() or not snapshot:
-            raise ConfigurationError("snapshot must be a name, of characters that can be printed")
-        answer, token = answer.named(snapshot), snapshot
-    return new_collection(ReadShards(ref, prepared.shards, answer, settings.dtype_backend, token))
 
 
 def read_sharded_table(
@@ -136,6 +160,12 @@ def read_sharded_table(
         The columns to read; all by default.
     schema : str, optional
         The database schema that the table is in.
+    partitions_per_shard, partition_size, partition_by, partition_method : optional
+        Split each shard into partitions, as in :func:`read_sharded_sql`. Without `partition_by`
+        a table is cut by where its rows are stored (``ctid``): each slice reads its own pages and
+        no others. `partition_size` is then that of the table on the server's disk (with what is
+        stored apart from it, TOAST), all partitions together. `partition_by` may be any column of
+        the table.
     **options
         As in :func:`read_sharded_sql`.
 
@@ -148,7 +178,18 @@ def read_sharded_table(
     ------
     ConfigurationError
         The topology names sharded tables, and this is none of them: a reference table is whole on
-        every shard, so that its union would hold every row n times.
+        every shard, so that its union would hold every row n times. Or it is to be split by where
+        its rows are stored, and is a view or a foreign table.
+
+    Notes
+    -----
+    Servers before PostgreSQL 14 read the whole table for each slice by ``ctid``: the rows are the
+    same, but nothing is gained.
+
+    Examples
+    --------
+    >>> ddf = read_sharded_table("lineitem", topology, partition_size="256 MiB")
+    >>> ddf.map_partitions(len).compute()  # doctest: +SKIP
     """
     topology = default_topology(topology)
     if not isinstance(table, str) or not isinstance(schema, str | None):
@@ -173,7 +214,55 @@ def read_sharded_table(
     quote = driver_named(topology.shards[0].primary.driver).quote_identifier
     chosen = ", ".join(quote(column) for column in columns) if columns else "*"
     name = ".".join(quote(part) for part in (schema, table) if part)
-    return read_sharded_sql(f"SELECT {chosen} FROM {name}", topology, **options)
+    return _read(f"SELECT {chosen} FROM {name}", topology, table=name, **options)
+
+
+def _read(
+    sql: str,
+    topology: Topology | None,
+    params: Sequence[Any] | Mapping[str, Any] | None = None,
+    *,
+    table: str | None,
+    dtype_backend: str | None = None,
+    types: Mapping[str, Any] | None = None,
+    shard_column: str | None = None,
+    shards: Sequence[str] | None = None,
+    unrepresentable: str | None = None,
+    check_schema: bool | None = None,
+    snapshot: str | None = None,
+    partitions_per_shard: int | None = None,
+    partition_size: str | int | None = None,
+    partition_by: str | None = None,
+    partition_method: str | None = None,
+    scheduler: Any = None,
+) -> dd.DataFrame:
+    """Read a query; `table` is the quoted name of the one table that it reads whole."""
+    options = SplitOptions(partitions_per_shard, partition_size, partition_by, partition_method)
+    settings = Settings.current(
+        dtype_backend=dtype_backend, unrepresentable=unrepresentable, check_schema=check_schema
+    )
+    prepared = prepare(
+        sql,
+        topology,
+        params,
+        types=types,
+        shard_column=shard_column,
+        shards=shards,
+        settings=settings,
+        find_not_null=settings.dtype_backend == "numpy",
+        scheduler=scheduler,
+    )
+    ref = registry.register(prepared.topology)
+    answer, token = prepared.answer, uuid.uuid4().hex
+    if snapshot is not None:
+        if not isinstance(snapshot, str) or not snapshot.isprintable() or not snapshot:
+            raise ConfigurationError("snapshot must be a name, of characters that can be printed")
+        answer, token = answer.named(snapshot), snapshot
+    how, snapshots = split(prepared, options, table, scheduler), None
+    if how is not None:
+        snapshots = Snapshots(ref, prepared.shards, answer.query, how, token)
+    backend = settings.dtype_backend
+    return new_collection(ReadShards(ref, prepared.shards, answer, backend, token, snapshots))
 
 
 def _same_table(one: str, other: str) -> bool:

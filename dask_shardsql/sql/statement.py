@@ -7,11 +7,13 @@ PostgreSQL's ``scan.l`` with ``standard_conforming_strings`` on.
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Iterator
 
 from dask_shardsql.errors import StatementError
 
-__all__ = ["single_query"]
+__all__ = ["single_query", "words_of"]
 
 _QUERY_WORDS = ("select", "table", "values", "with")
 
@@ -52,40 +54,32 @@ def single_query(sql: str) -> str:
     """
     if not isinstance(sql, str):
         raise StatementError(f"the query must be a text, not {type(sql).__name__}")
+    return _single_query(sql)
+
+
+@functools.lru_cache(maxsize=256)  # every shard asks for the same text
+def _single_query(sql: str) -> str:
     if "\0" in sql:
         raise StatementError("the query holds a NUL character, which no SQL text may", query=sql)
     first: str | None = None
     end: int | None = None
-    start, position, begun = 0, 0, False
-    while position < len(sql):
-        token = _TOKEN.match(sql, position)
-        assert token is not None  # noqa: S101 - 'other' matches any character
-        position = token.end()
-        kind = token.lastgroup
-        if kind == "escape":
-            position = _end_of_escape_string(sql, position)
-        elif kind == "string":
-            close = sql.find("'", position)
-            position = close + 1 if close >= 0 else len(sql)
-        elif kind == "dollar":
-            close = sql.find(token.group(), position)
-            position = close + len(token.group()) if close >= 0 else len(sql)
-        if kind == "block":
-            position = _end_of_block_comment(sql, position)
-        elif kind == "end" and not begun:
-            start = position
+    start, begun = 0, False
+    for kind, begins, ends in _tokens(sql):
+        if kind == "end" and not begun:
+            start = ends
         elif kind == "end":
-            end = token.start() if end is None else end
-        elif kind not in ("line", "blank"):
+            end = begins if end is None else end
+        elif kind not in ("line", "block", "blank"):
             if end is not None:
                 raise StatementError(
                     "only one statement can be run, and a second one starts here",
-                    position=token.start() + 1,
+                    position=begins + 1,
                     query=sql,
                     hint="run the statements one by one",
                 )
             begun = True
-            if first is None and token.group() != "(":
+            token = _TOKEN.match(sql, begins)
+            if first is None and token is not None and token.group() != "(":
                 first = token.group()
     if first is None:
         raise StatementError("the query is empty", query=sql)
@@ -96,6 +90,36 @@ def single_query(sql: str) -> str:
             hint="write SELECT, VALUES, TABLE or WITH ... SELECT",
         )
     return sql[start:end]
+
+
+def words_of(sql: str) -> Iterator[str]:
+    """Give the words and signs of a text in small letters, without its strings and comments."""
+    for kind, start, end in _tokens(sql):
+        if kind in ("word", "other"):
+            yield sql[start:end].lower()
+        elif kind == "identifier":
+            yield sql[start:end]
+
+
+def _tokens(sql: str) -> Iterator[tuple[str, int, int]]:
+    """Give the kind of each token, where it starts and where it ends."""
+    position = 0
+    while position < len(sql):
+        token = _TOKEN.match(sql, position)
+        assert token is not None  # noqa: S101 - 'other' matches any character
+        start, position = position, token.end()
+        kind = token.lastgroup or ""
+        if kind == "escape":
+            position = _end_of_escape_string(sql, position)
+        elif kind == "string":
+            close = sql.find("'", position)
+            position = close + 1 if close >= 0 else len(sql)
+        elif kind == "dollar":
+            close = sql.find(token.group(), position)
+            position = close + len(token.group()) if close >= 0 else len(sql)
+        elif kind == "block":
+            position = _end_of_block_comment(sql, position)
+        yield kind, start, position
 
 
 def _end_of_block_comment(sql: str, position: int) -> int:

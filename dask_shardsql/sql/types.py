@@ -147,6 +147,8 @@ def override_types(
     ConfigurationError
         A type has no such name.
     """
+    if not types and not any(pa.types.is_null(column.arrow_type) for column in columns):
+        return tuple(columns)
     wanted = {name: _data_type(name, value) for name, value in (types or {}).items()}
     unknown = tuple(sorted(set(wanted) - {column.name for column in columns}))
     if unknown:

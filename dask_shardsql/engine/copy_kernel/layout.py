@@ -63,7 +63,7 @@ class INFO(IntEnum):
     END = 1  # of the bytes received
     MESSAGE_END = 2  # of the CopyData message that the position is in
     ROWS = 3  # complete ones in the arena
-    STARTED = 4  # whether the header of the stream has been read
+    STARTED = 4  # 1 when the header of the stream has been read, 2 when its end has
     COLUMN = 5
     AMOUNT = 6
     VALUE = 7  # where the value is that does not fit

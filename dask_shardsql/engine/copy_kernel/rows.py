@@ -40,7 +40,6 @@ __all__ = ["decode", "pump"]
 
 _MAGIC = tuple(b"PGCOPY\n\xff\r\n\0")
 _MOST = 2**63 - 1
-_POLL_MILLISECONDS = 200
 _FIELDS = len(PLAN)
 
 
@@ -182,6 +181,9 @@ def decode(source, info, plan, columns, arena, framed):
             continue
         if framed and position >= message_end:
             continue
+        if item(info, INFO.STARTED) == 2:
+            status = Status.MALFORMED
+            break
         if row >= capacity:
             set_item(info, INFO.COLUMN, -1)
             status = Status.FULL
@@ -191,6 +193,7 @@ def decode(source, info, plan, columns, arena, framed):
             status = after
             if status == Status.DONE:
                 position += 2
+                set_item(info, INFO.STARTED, 2)
                 if framed and position != message_end:
                     status = Status.MALFORMED
             elif status == Status.NEED:
@@ -204,12 +207,12 @@ def decode(source, info, plan, columns, arena, framed):
     return status
 
 
-@_compiled("int64(int64, int64, int64, int64, int64, int64, int64)")
-def pump(descriptor, source, size, info, plan, columns, arena):
+@_compiled("int64(int64, int64, int64, int64, int64, int64, int64, int64)")
+def pump(descriptor, wait, source, size, info, plan, columns, arena):
     """Receive from a socket that does not block, and decode, until something stops it.
 
-    Parameters are those of :func:`decode`, the socket's file descriptor before them and behind
-    the source's address, its size without the bytes to spare.
+    Parameters are those of :func:`decode`; before them the socket's file descriptor and for how
+    long to wait, in milliseconds; behind the source's address, its size without those to spare.
     """
     failures = 0
     while True:
@@ -233,9 +236,9 @@ def pump(descriptor, source, size, info, plan, columns, arena):
                 break
             if got == 0:
                 return Status.CLOSED
-            ready = poll(descriptor, _POLL_MILLISECONDS)
-            if ready == 0:
+            ready = poll(descriptor, wait)
+            if ready <= 0:  # nothing came, or a signal did
                 return Status.WAITING
             failures += 1
-            if ready < 0 or failures > 2:
+            if failures > 2:
                 return Status.FAILED

@@ -15,7 +15,7 @@ from dask_shardsql.errors import ConfigurationError, ShardSQLError
 from dask_shardsql.sql.types import Column
 from dask_shardsql.topology import Server
 
-__all__ = ["Columns", "Driver", "OnBatch", "Query", "driver_named"]
+__all__ = ["Columns", "Driver", "OnBatch", "Query", "Stage", "StagedDriver", "driver_named"]
 
 ENTRY_POINT_GROUP = "dask_shardsql.drivers"
 
@@ -41,6 +41,8 @@ class Query:
         Whether the description is to say which columns can hold no NULL.
     snapshot : str, optional
         Name of a snapshot of this shard that another session has exported and still holds.
+    batch_bytes : int, default 64 MiB
+        How large a record batch may become, where a driver reads in batches that large.
     """
 
     sql: str
@@ -49,6 +51,7 @@ class Query:
     unrepresentable: str = "raise"
     find_not_null: bool = False
     snapshot: str | None = None
+    batch_bytes: int = 64 << 20
 
 
 @runtime_checkable
@@ -100,6 +103,42 @@ class Driver(Protocol):
 
     def translate(self, error: Exception, query: Query | None = None) -> ShardSQLError | None:
         """Return this package's error for one of the driver module's, or None if it is not one."""
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """One query on one connection, each step asked for before its answer is waited for."""
+
+    def describe(self) -> Columns:
+        """Wait for the description."""
+
+    def request(self, columns: Columns, on_batch: OnBatch) -> None:
+        """Ask for the rows as these columns; `on_batch` gets them when they are read."""
+
+    def fileno(self) -> int:
+        """Return a descriptor that can be read from once there is an answer."""
+
+    def advance(self, *, whole: bool) -> bool:
+        """Take what has come; return whether that was all.
+
+        If `whole`, wait for all of it; else take no more than a few hundred KiB: where there is
+        more, :attr:`is_large` is then true.
+        """
+
+    @property
+    def is_large(self) -> bool:
+        """Whether there are more rows than a few."""
+
+    def abandon(self) -> None:
+        """Leave the connection clean, or closed where it is busy; never raises."""
+
+
+@runtime_checkable
+class StagedDriver(Driver, Protocol):
+    """A driver that can read in steps, so that one thread can ask many servers at once."""
+
+    def stage(self, connection: Any, query: Query) -> Stage | None:
+        """Send what describes the query; None where this connection cannot do so."""
 
 
 @functools.cache

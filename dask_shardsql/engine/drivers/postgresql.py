@@ -11,7 +11,6 @@ import io
 import select
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -21,17 +20,19 @@ import psycopg2.extensions as pgx
 from dask_shardsql.config import Settings
 from dask_shardsql.engine.copy_arena import Kinds
 from dask_shardsql.engine.copy_binary import CopyDecoder, CopyFile
+from dask_shardsql.engine.drivers import postgresql_slices
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
+from dask_shardsql.engine.drivers.postgresql_slices import BEGIN_HOLDING, SLICE_SETTINGS
+from dask_shardsql.engine.drivers.postgresql_stage import PostgreSQLStage
 from dask_shardsql.engine.drivers.postgresql_types import (
-    column_of,
-    is_built_in,
-    kinds_of,
-    look_up,
+    Described,
+    columns_of,
+    fields_of_cursor,
     makes_nulls,
-    mark_not_null,
 )
-from dask_shardsql.engine.drivers.postgresql_wire import ServerError, Session, copy_from_socket
+from dask_shardsql.engine.drivers.postgresql_wire import ServerError, Session
 from dask_shardsql.engine.drivers.rows import double_quoted, plain_value
+from dask_shardsql.engine.drivers.slicing import Part, Slicing
 from dask_shardsql.errors import (
     ColumnError,
     ConnectionLostError,
@@ -93,6 +94,7 @@ class PostgreSQLDriver:
             **keywords, client_encoding="UTF8", connection_factory=Session
         )
         connection.autocommit = True
+        connection.prepare()
         return connection
 
     def is_usable(self, connection: Any) -> bool:
@@ -105,13 +107,17 @@ class PostgreSQLDriver:
 
     def describe(self, connection: Any, query: Query) -> Columns:
         """Describe the query inside a transaction of its own."""
+        if (stage := self.stage(connection, query)) is not None:
+            try:
+                return stage.describe()
+            finally:
+                stage.abandon()
         with connection.cursor() as cursor:
             text = self._merge_params(cursor, query)
             try:
-                columns = self._begin_and_describe(cursor, query, text).columns
+                return self._begin_and_describe(cursor, query, text).columns
             finally:
                 self._end(connection, "ROLLBACK")
-        return columns
 
     def read(
         self,
@@ -121,32 +127,50 @@ class PostgreSQLDriver:
         on_batch: OnBatch,
     ) -> None:
         """Describe and COPY the answer in one transaction."""
+        if (stage := self.stage(connection, query)) is not None:
+            try:
+                stage.request(resolve(stage.describe()), on_batch)
+                stage.advance(whole=True)
+            finally:
+                stage.abandon()
+            return
         try:
             with connection.cursor() as cursor:
                 text = self._merge_params(cursor, query)
                 described = self._begin_and_describe(cursor, query, text)
                 columns = resolve(described.columns)
-                kinds = [
-                    kinds_of(entry, described.looked_up, column.arrow_type)
-                    for entry, column in zip(described.entries, columns, strict=True)
-                ]
-                decoder = CopyDecoder(columns, kinds, query.unrepresentable, on_batch)
+                kinds = described.kinds(columns)
+                unrepresentable, size = query.unrepresentable, query.batch_bytes
+                decoder = CopyDecoder(columns, kinds, unrepresentable, on_batch, size)
                 self._copy(cursor, _copy_text(text, kinds), decoder)
         except BaseException:
             self._end(connection, "ROLLBACK")
             raise
         self._end(connection, "COMMIT")
 
+    def stage(self, connection: Any, query: Query) -> PostgreSQLStage | None:
+        """Begin to read in steps; None on a connection whose socket is not to be used directly."""
+        if not connection.is_plain:
+            return None
+        with connection.cursor() as cursor:
+            text = self._merge_params(cursor, query)
+        return PostgreSQLStage(
+            connection,
+            query,
+            _begin(query) + _DESCRIBE + text + _DESCRIBE_END,
+            lambda kinds: _copy_text(text, kinds),
+            "COMMIT" + _RESET,
+            "ROLLBACK" + _RESET,
+            _refused,
+        )
+
     def _copy(self, cursor: Any, copy: str, decoder: CopyDecoder) -> None:
         """Run a COPY; whatever stops it but the server's own refusal closes the connection."""
         try:
-            if cursor.connection.is_plain:
-                copy_from_socket(cursor.connection, copy, decoder, lambda e: _refused(e, copy))
-            else:
-                with io.BufferedWriter(CopyFile(decoder), _BUFFER_BYTES) as buffer:
-                    cursor.copy_expert(copy, buffer)
-                decoder.finish()
-        except (psycopg2.Error, QueryError):
+            with io.BufferedWriter(CopyFile(decoder), _BUFFER_BYTES) as buffer:
+                cursor.copy_expert(copy, buffer)
+            decoder.finish()
+        except psycopg2.Error:
             raise
         except BaseException:  # do not wait for rows that nobody wants
             self.close(cursor.connection)
@@ -154,8 +178,7 @@ class PostgreSQLDriver:
 
     def cancel(self, connection: Any) -> None:
         """Send a cancel request to the backend."""
-        with suppress(psycopg2.Error):
-            connection.cancel()
+        connection.request_cancel()
 
     def close(self, connection: Any) -> None:
         """Close the connection."""
@@ -169,9 +192,9 @@ class PostgreSQLDriver:
         sqlstate = getattr(error, "pgcode", None)
         diag = getattr(error, "diag", None)
         message = getattr(diag, "message_primary", None) or str(error).strip() or repr(error)
-        if sqlstate is None and isinstance(
-            error, psycopg2.OperationalError | psycopg2.InterfaceError
-        ):
+        lost = isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
+        # libpq tells no SQLSTATE of a server that went away in the middle of a COPY
+        if sqlstate is None and (lost or type(error) is psycopg2.DatabaseError):
             return ConnectionLostError(message)
         position = getattr(diag, "statement_position", None)
         sent = getattr(getattr(error, "cursor", None), "query", None)
@@ -184,17 +207,19 @@ class PostgreSQLDriver:
         )
         return _refused(said, sent.decode("utf-8", "replace") if isinstance(sent, bytes) else None)
 
-    def _begin_and_describe(self, cursor: Any, query: Query, text: str) -> _Described:
+    def _begin_and_describe(self, cursor: Any, query: Query, text: str) -> Described:
         cursor.execute(_begin(query) + _DESCRIBE + text + _DESCRIBE_END)
         description = cursor.description or ()
         if not description:
             raise ColumnError("the query returns no columns")
-        unknown = [d.type_code for d in description if not is_built_in(d.type_code)]
-        names = look_up(cursor, unknown) if unknown else {}
-        columns = tuple(column_of(entry, names) for entry in description)
-        if query.find_not_null and not makes_nulls(text):
-            columns = mark_not_null(cursor, description, columns)
-        return _Described(columns, description, names)
+
+        def run(sql: str) -> Sequence[Sequence[Any]]:
+            cursor.execute(sql)
+            rows: Sequence[Sequence[Any]] = cursor.fetchall()
+            return rows
+
+        find_not_null = query.find_not_null and not makes_nulls(text)
+        return columns_of(fields_of_cursor(description), run, find_not_null)
 
     def _merge_params(self, cursor: Any, query: Query) -> str:
         """Put the parameters into the text, quoted by libpq for this connection."""
@@ -235,14 +260,53 @@ class PostgreSQLDriver:
         except psycopg2.Error:
             self.close(connection)
 
+    def measure(self, connection: Any, query: Query, slicing: Slicing) -> int:
+        """Return about how many bytes there are to read, from the catalog or the planner."""
+        with connection.cursor() as cursor:
+            text = self._merge_params(cursor, query)
+            try:
+                cursor.execute(_begin(query))
+                return postgresql_slices.measure(_runner(cursor), text, slicing)
+            finally:
+                self._end(connection, "ROLLBACK")
 
-@dataclass(frozen=True)
-class _Described:
-    """A description: the columns, psycopg2's own entries, and the types that were looked up."""
+    def hold(
+        self, connection: Any, query: Query, slicing: Slicing, slices: int
+    ) -> tuple[str, tuple[str, ...]]:
+        """Export a snapshot, in a transaction that stays open."""
+        with connection.cursor() as cursor:
+            text = self._merge_params(cursor, query)
 
-    columns: Columns
-    entries: Sequence[Any]
-    looked_up: Mapping[int, tuple[str, str, str]]
+            def describe(sql: str) -> int:
+                cursor.execute(_DESCRIBE + sql + _DESCRIBE_END)
+                return int(cursor.description[0].type_code)
+
+            cursor.execute(BEGIN_HOLDING + _begin(query).removeprefix("BEGIN READ ONLY; "))
+            return postgresql_slices.hold(_runner(cursor), describe, text, slicing, slices)
+
+    def cut(self, query: Query, part: Part, snapshot: str, bounds: tuple[str, ...]) -> Query:
+        """Return the query of one slice."""
+        return postgresql_slices.cut(query, part, snapshot, bounds)
+
+    def snapshot_is_lost(self, connection: Any, snapshot: str) -> bool:
+        """Whether the snapshot cannot be imported."""
+        with connection.cursor() as cursor:
+            try:
+                cursor.execute(_begin(Query("", snapshot=snapshot)))
+            except psycopg2.Error:
+                return True
+            finally:
+                self._end(connection, "ROLLBACK")
+        return False
+
+
+def _runner(cursor: Any) -> Callable[[str], Sequence[Sequence[Any]]]:
+    def run(sql: str) -> Sequence[Sequence[Any]]:
+        cursor.execute(sql)
+        rows: Sequence[Sequence[Any]] = cursor.fetchall()
+        return rows
+
+    return run
 
 
 def _begin(query: Query) -> str:
@@ -251,7 +315,7 @@ def _begin(query: Query) -> str:
     if query.snapshot is not None:
         snapshot = query.snapshot.replace("'", "''")
         begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; "
-        begin += f"SET TRANSACTION SNAPSHOT '{snapshot}'; "
+        begin += f"SET TRANSACTION SNAPSHOT '{snapshot}'; {SLICE_SETTINGS}"
     name = f"dask_shardsql:{query.query_id}".replace("'", "")[:63]
     return begin + _PINS.format(name=name)
 

@@ -1,4 +1,4 @@
-"""psycopg2's column descriptions -> columns, with types matched by name.
+"""What the server says of a query's columns -> columns, with types matched by name.
 
 OIDs of built-in types are the same in every database; those of enums, domains, composites and
 extensions differ between databases, so they are looked up and compared by name.
@@ -6,10 +6,12 @@ extensions differ between databases, so they are looked up and compared by name.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, NoReturn
 
 import pyarrow as pa
 
@@ -17,9 +19,18 @@ from dask_shardsql.engine.copy_arena import Kinds
 from dask_shardsql.engine.copy_kernel.layout import Kind
 from dask_shardsql.sql.types import Column, arrow_type_of
 
-__all__ = ["column_of", "is_built_in", "kinds_of", "look_up", "makes_nulls", "mark_not_null"]
+__all__ = [
+    "Described",
+    "Field",
+    "columns_of",
+    "described_by",
+    "fields_of",
+    "fields_of_cursor",
+    "makes_nulls",
+]
 
 _NUMERIC = 1700
+_FIELD = struct.Struct(">IhIhih")  # table, column, type, its length, its modifier, format
 _ENUM = "an enum"  # no name of a type has a space and no quotes
 
 # oid: (name, oid of its array type); from PostgreSQL's src/include/catalog/pg_type.dat
@@ -81,7 +92,7 @@ WITH RECURSIVE asked AS (
   LEFT JOIN pg_catalog.pg_type e
     ON e.oid = t.typelem AND t.typcategory = 'A' AND t.typlen = -1 AND e.typdelim = ','
    AND t.typname NOT IN ('int2vector', 'oidvector')
-  WHERE t.oid = ANY(%s)
+  WHERE t.oid = ANY('{{{oids}}}'::pg_catalog.oid[])
 ), under (element, oid) AS (
   SELECT element, element FROM asked
   UNION
@@ -100,33 +111,138 @@ LEFT JOIN (under u
 
 _NOT_NULL = """
 SELECT attrelid, attnum FROM pg_catalog.pg_attribute
-WHERE attnotnull AND attrelid = ANY(%s::oid[])
+WHERE attnotnull AND attrelid = ANY('{{{oids}}}'::pg_catalog.oid[])
 """
 _MAKES_NULLS = re.compile(r"\b(left|right|full|cube|rollup|grouping)\b", re.IGNORECASE)
 
 
-def is_built_in(oid: int) -> bool:
-    """Whether the type of that OID is the same in every database, and known here."""
-    return oid in _BUILT_IN
+class Field(NamedTuple):
+    """A field of a RowDescription (PostgreSQL manual, "Message Formats")."""
+
+    name: str
+    table_oid: int
+    table_column: int
+    type_code: int
+    modifier: int
 
 
-def look_up(cursor: Any, oids: Iterable[int]) -> Mapping[int, tuple[str, str, str]]:
-    """Return, for each OID, the type's name and those that decide its Arrow type and its kind."""
-    cursor.execute(_LOOK_UP, (list(oids),))
+@dataclass(frozen=True)
+class Described:
+    """A described query: its columns, the server's own fields, and the types that are not built in.
+
+    The types are by OID: the name, and the names that decide the Arrow type and the kind.
+    """
+
+    columns: tuple[Column, ...]
+    fields: Sequence[Field]
+    looked_up: Mapping[int, tuple[str, str, str]]
+
+    def kinds(self, columns: Sequence[Column]) -> list[Kinds]:
+        """Return how COPY BINARY sends each of these columns, which may have other Arrow types."""
+        if columns == self.columns:
+            return list(self._own_kinds)
+        return [
+            _kinds_of_field(field, self.looked_up, column.arrow_type)
+            for field, column in zip(self.fields, columns, strict=True)
+        ]
+
+    @functools.cached_property
+    def _own_kinds(self) -> list[Kinds]:
+        return [
+            _kinds_of_field(field, self.looked_up, column.arrow_type)
+            for field, column in zip(self.fields, self.columns, strict=True)
+        ]
+
+
+@functools.lru_cache(maxsize=256)
+def described_by(description: bytes) -> Described | None:
+    """Return what a RowDescription message says if all of its types are built in, else None."""
+    fields = fields_of(description)
+    if any(field.type_code not in _BUILT_IN for field in fields):
+        return None
+    return columns_of(fields, _nothing_to_run, find_not_null=False)
+
+
+def _nothing_to_run(sql: str) -> NoReturn:
+    raise AssertionError(sql)
+
+
+def fields_of(description: bytes) -> tuple[Field, ...]:
+    """Return the fields of a RowDescription message."""
+    (count,) = struct.unpack_from(">h", description)
+    fields, at = [], 2
+    for _ in range(count):
+        end = description.index(b"\0", at)
+        table, column, oid, _, modifier, _ = _FIELD.unpack_from(description, end + 1)
+        fields.append(Field(description[at:end].decode("utf-8"), table, column, oid, modifier))
+        at = end + 1 + _FIELD.size
+    return tuple(fields)
+
+
+def fields_of_cursor(description: Sequence[Any]) -> list[Field]:
+    """Return the fields of a psycopg2 cursor's description."""
+    fields = []
+    for entry in description:
+        modifier = -1
+        if entry.type_code == _NUMERIC and entry.precision not in (None, 65535):
+            modifier = (entry.precision << 16 | (entry.scale or 0) & 0x7FF) + 4
+        table, column = entry.table_oid or 0, entry.table_column or 0
+        fields.append(Field(entry.name, table, column, entry.type_code, modifier))
+    return fields
+
+
+def columns_of(
+    fields: Sequence[Field], run: Callable[[str], Sequence[Sequence[Any]]], find_not_null: bool
+) -> Described:
+    """Return the columns that a query's fields stand for.
+
+    Parameters
+    ----------
+    fields : sequence of Field
+        As the server describes them.
+    run : callable
+        Runs a query on the same session, and returns its rows.
+    find_not_null : bool
+        Whether to mark the columns that are plain references to NOT NULL columns of a table.
+    """
+    unknown = sorted({field.type_code for field in fields} - _BUILT_IN.keys())
+    looked_up = _look_up(run, unknown) if unknown else {}
+    columns = tuple(
+        _column_of(field, looked_up)
+        if looked_up
+        else _built_in_column(field.name, field.type_code, field.modifier)
+        for field in fields
+    )
+    tables = sorted({field.table_oid for field in fields if field.table_oid})
+    if find_not_null and tables:
+        rows = run(_NOT_NULL.format(oids=",".join(map(str, tables))))
+        known = {(int(table), int(column)) for table, column in rows}
+        columns = tuple(
+            replace(column, nullable=(field.table_oid, field.table_column) not in known)
+            for field, column in zip(fields, columns, strict=True)
+        )
+    return Described(columns, fields, looked_up)
+
+
+def _look_up(
+    run: Callable[[str], Sequence[Sequence[Any]]], oids: Sequence[int]
+) -> Mapping[int, tuple[str, str, str]]:
     found = {}
-    for oid, schema, name, sort, element, its_schema, base, base_schema, its in cursor.fetchall():
+    for row in run(_LOOK_UP.format(oids=",".join(map(str, oids)))):
+        oid, schema, name, sort, element, its_schema, base, base_schema, its = row
         if element is None:
-            found[oid] = (_qualified(schema, name), "text", _ENUM if sort == "e" else "")
+            found[int(oid)] = (_qualified(schema, name), "text", _ENUM if sort == "e" else "")
         else:
             built_in = base_schema == "pg_catalog"
             kind = base if built_in else _ENUM if its == "e" else ""
             deciding = base if built_in else "text"
-            found[oid] = (f"{_qualified(its_schema, element)}[]", f"{deciding}[]", f"{kind}[]")
+            shown = f"{_qualified(its_schema, element)}[]"
+            found[int(oid)] = (shown, f"{deciding}[]", f"{kind}[]")
     return found
 
 
-def kinds_of(
-    entry: Any, looked_up: Mapping[int, tuple[str, str, str]], arrow_type: pa.DataType
+def _kinds_of_field(
+    field: Field, looked_up: Mapping[int, tuple[str, str, str]], arrow_type: pa.DataType
 ) -> Kinds:
     """Return how COPY BINARY sends a column that is to be of an Arrow type.
 
@@ -134,15 +250,19 @@ def kinds_of(
 
     Parameters
     ----------
-    entry : psycopg2.extensions.Column
+    field : Field
         Its description.
     looked_up : mapping
-        What :func:`look_up` returned.
+        Of :class:`Described`.
     arrow_type : pyarrow.DataType
         The type to deliver, which may be another than its own.
     """
-    oid = entry.type_code
-    name = looked_up[oid][2] if oid in looked_up else _BUILT_IN[oid]
+    oid = field.type_code
+    return _kinds_of(looked_up[oid][2] if oid in looked_up else _BUILT_IN[oid], arrow_type)
+
+
+@functools.lru_cache(maxsize=1024)
+def _kinds_of(name: str, arrow_type: pa.DataType) -> Kinds:
     if name.endswith("[]"):
         if not pa.types.is_list(arrow_type):
             return ()
@@ -164,40 +284,30 @@ def _kind_of(name: str, arrow_type: pa.DataType) -> Kind | None:
     return kind if arrow_type == own else None
 
 
-def column_of(entry: Any, looked_up: Mapping[int, tuple[str, str, str]]) -> Column:
-    """Return the column that one entry of a psycopg2 cursor's description stands for."""
-    oid = entry.type_code
-    if oid != _NUMERIC:
-        shown, deciding, _ = looked_up.get(oid) or (_BUILT_IN[oid],) * 3
-        return Column(entry.name, shown, arrow_type_of(deciding))
-    if entry.precision is None or entry.precision == 65535:
-        return Column(entry.name, "numeric", arrow_type_of("numeric"))
-    # psycopg2 gives the scale's 11 bits unsigned; negative scales came with PostgreSQL 15
-    scale = (entry.scale or 0) & 0x7FF
+@functools.lru_cache(maxsize=4096)
+def _built_in_column(name: str, type_code: int, modifier: int) -> Column:
+    return _column_of(Field(name, 0, 0, type_code, modifier), {})
+
+
+def _column_of(field: Field, looked_up: Mapping[int, tuple[str, str, str]]) -> Column:
+    if field.type_code != _NUMERIC:
+        shown, deciding = (looked_up.get(field.type_code) or (_BUILT_IN[field.type_code],) * 2)[:2]
+        return Column(field.name, shown, arrow_type_of(deciding))
+    if field.modifier < 4:
+        return Column(field.name, "numeric", arrow_type_of("numeric"))
+    # the scale has 11 bits and a sign, as negative ones came with PostgreSQL 15
+    precision, scale = (field.modifier - 4) >> 16 & 0xFFFF, (field.modifier - 4) & 0x7FF
     scale -= 2048 if scale > 1023 else 0
     return Column(
-        entry.name,
-        f"numeric({entry.precision},{scale})",
-        arrow_type_of("numeric", entry.precision, scale),
+        field.name,
+        f"numeric({precision},{scale})",
+        arrow_type_of("numeric", precision, scale),
     )
 
 
 def makes_nulls(sql: str) -> bool:
     """Whether a query may make NULLs of a NOT NULL column (outer joins, grouping sets)."""
     return _MAKES_NULLS.search(sql) is not None
-
-
-def mark_not_null(
-    cursor: Any, description: Sequence[Any], columns: Sequence[Column]
-) -> tuple[Column, ...]:
-    """Mark the columns that are plain references to NOT NULL columns of a table."""
-    tables = sorted({entry.table_oid for entry in description if entry.table_oid})
-    cursor.execute(_NOT_NULL, (tables,))
-    known = set(cursor.fetchall())
-    return tuple(
-        replace(column, nullable=(entry.table_oid, entry.table_column) not in known)
-        for entry, column in zip(description, columns, strict=True)
-    )
 
 
 def _qualified(schema: str, name: str) -> str:

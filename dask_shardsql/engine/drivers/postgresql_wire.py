@@ -1,8 +1,9 @@
-"""Reading a COPY straight from the socket of a psycopg2 connection.
+"""Using the socket of a psycopg2 connection without psycopg2.
 
 psycopg2 hands over a COPY one row at a time, each through a call into Python that holds the
-interpreter's lock: that, not the decoding, is most of its cost. Here the query is written to the
-connection's socket and the answer read from it, by the compiled kernel, in large pieces.
+interpreter's lock: that, not the decoding, is most of its cost. Here queries are written to the
+connection's socket and the answers read from it, rows by the compiled kernel in large pieces; and
+a query can be sent to many servers before any answer is waited for.
 
 Why that is sound. libpq keeps no thread of its own and touches the socket only within a call. It
 is idle before (its last call has returned, with the server's ReadyForQuery) and finds the server
@@ -23,19 +24,28 @@ import os
 import select
 import struct
 import sys
-from collections.abc import Callable
+import time
+import weakref
+from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
 
 import psycopg2
 import psycopg2.extensions as pgx
 
-from dask_shardsql.engine.copy_binary import CopyDecoder
-from dask_shardsql.engine.copy_kernel.layout import Status
 from dask_shardsql.errors import ConnectionLostError
 
-__all__ = ["ServerError", "Session", "copy_from_socket"]
+__all__ = [
+    "ServerError",
+    "Session",
+    "parse_error",
+    "parse_row",
+    "receive_some",
+    "send_query",
+    "tell_what_is_wrong",
+]
 
 _CHUNK = 64 << 10
+_CANCEL_BUFFER = 256  # as libpq recommends
 
 
 class Session(pgx.connection):
@@ -55,6 +65,40 @@ class Session(pgx.connection):
             and not self.async_
         )
 
+    @functools.cached_property
+    def _canceller(self) -> int | None:
+        """What libpq cancels with: made with the connection, which may be closed by then."""
+        try:
+            make, free = _library().PQgetCancel, _library().PQfreeCancel
+        except (AttributeError, OSError):
+            return None
+        make.argtypes, make.restype = [ctypes.c_void_p], ctypes.c_void_p
+        free.argtypes, free.restype = [ctypes.c_void_p], None
+        made: int | None = make(self.pgconn_ptr)
+        if made is not None:
+            weakref.finalize(self, free, made).atexit = False
+        return made
+
+    def prepare(self) -> None:
+        """Make ready for :meth:`request_cancel`; to be called once, by who has connected."""
+        _ = self._canceller
+
+    def request_cancel(self) -> None:
+        """Ask the server to stop what this connection runs; from any thread, more than once.
+
+        psycopg2's own method holds the interpreter's lock until the server has taken the request,
+        which a server or a network that hangs never does.
+        """
+        canceller = self._canceller
+        if canceller is None:
+            with suppress(psycopg2.Error):
+                self.cancel()
+            return
+        function = _library().PQcancel
+        function.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
+        function.restype = ctypes.c_int
+        function(canceller, ctypes.create_string_buffer(_CANCEL_BUFFER), _CANCEL_BUFFER)
+
 
 class ServerError(NamedTuple):
     """What an ErrorResponse says."""
@@ -66,73 +110,13 @@ class ServerError(NamedTuple):
     hint: str | None = None
 
 
-def copy_from_socket(
-    connection: Session,
-    sql: str,
-    decoder: CopyDecoder,
-    refuse: Callable[[ServerError], Exception],
-) -> None:
-    """Run a ``COPY ... TO STDOUT (FORMAT binary)`` and decode its rows.
-
-    Parameters
-    ----------
-    connection : Session
-        Idle, or idle in a transaction, and plain.
-    sql : str
-        The COPY.
-    decoder : CopyDecoder
-        Gets the rows.
-    refuse : callable
-        Makes the exception to raise of what the server says; the connection is then usable.
-
-    Raises
-    ------
-    ConnectionLostError
-        The server went away, or says what it should not. The connection must be closed, as after
-        anything that the decoder raises.
-    """
-    descriptor = connection.fileno()
-    _send(descriptor, b"Q", sql.encode("utf-8") + b"\0")
-    failure: ServerError | None = None
-    received, copying = b"", False
-    while True:
-        if copying and received[:1] in (b"", b"d"):
-            decoder.put_back(received)
-            while (status := decoder.receive(descriptor)) == Status.WAITING:
-                pass  # but for Python's own signals, which come through here
-            if status != Status.MESSAGE:
-                _lost(descriptor)
-            received = decoder.take_rest()
-        kind, body, received = _message(descriptor, received)
-        if kind == b"H":
-            copying = True
-        elif kind == b"E":
-            failure, copying = _error(body), False
-        elif kind == b"c":
-            copying = False
-        elif kind == b"S":
-            name, value, _ = body.decode("utf-8", "replace").split("\0")
-            if name in ("client_encoding", "standard_conforming_strings"):
-                connection.spoiled = True  # libpq quotes parameters by what it knows of these
-            if name == "client_encoding" and value != "UTF8":
-                failure = ServerError(
-                    f"the query sets client_encoding to {value}, in which its own texts may then "
-                    "come: take that out of it",
-                    "0A000",
-                )
-        elif kind == b"Z":
-            break
-        elif kind not in (b"C", b"N", b"A"):
-            raise ConnectionLostError(f"the server answered COPY with a message {kind!r}")
-    if received:
-        raise ConnectionLostError("the server sent more than the answer to COPY")
-    if failure is not None:
-        raise refuse(failure)
-    decoder.finish()
-
-
-def _send(descriptor: int, kind: bytes, body: bytes) -> None:
-    data = memoryview(kind + struct.pack(">i", len(body) + 4) + body)
+def send_query(descriptor: int, *texts: str) -> None:
+    """Send simple queries, each of which is answered up to a ReadyForQuery."""
+    messages = []
+    for text in texts:
+        body = text.encode("utf-8")
+        messages.append(b"Q" + struct.pack(">i", len(body) + 5) + body + b"\0")
+    data = memoryview(b"".join(messages))
     while data:
         try:
             data = data[os.write(descriptor, data) :]
@@ -144,28 +128,18 @@ def _send(descriptor: int, kind: bytes, body: bytes) -> None:
             raise ConnectionLostError(f"the connection was lost: {error.strerror}") from error
 
 
-def _message(descriptor: int, received: bytes) -> tuple[bytes, bytes, bytes]:
-    """Return the kind and the body of the next message, and what is received behind it."""
-    while len(received) < 5:
-        received += _receive(descriptor)
-    (length,) = struct.unpack_from(">i", received, 1)
-    if length < 4:
-        raise ConnectionLostError("the server sent a message of an impossible length")
-    needed = length + 1
-    while len(received) < needed:
-        received += _receive(descriptor)
-    return received[:1], received[5:needed], received[needed:]
-
-
-def _receive(descriptor: int) -> bytes:
-    """Wait for some bytes."""
+def receive_some(descriptor: int, deadline: float | None = None) -> bytes:
+    """Wait for some bytes; a ``TimeoutError`` if there are none by `deadline` (monotonic)."""
     while True:
         try:
             data = os.read(descriptor, _CHUNK)
         except BlockingIOError:
+            wait = 0.2 if deadline is None else min(0.2, deadline - time.monotonic())
+            if wait <= 0:
+                raise TimeoutError from None
             poller = select.poll()
             poller.register(descriptor, select.POLLIN)
-            poller.poll(200)
+            poller.poll(1 + int(1000 * wait))
             continue
         except OSError as error:
             raise ConnectionLostError(f"the connection was lost: {error.strerror}") from error
@@ -174,13 +148,14 @@ def _receive(descriptor: int) -> bytes:
         return data
 
 
-def _lost(descriptor: int) -> NoReturn:
-    """Raise what is wrong with the socket."""
-    _receive(descriptor)
+def tell_what_is_wrong(descriptor: int) -> NoReturn:
+    """Raise what is wrong with a socket that cannot be read from."""
+    receive_some(descriptor)
     raise ConnectionLostError("the connection was lost")
 
 
-def _error(body: bytes) -> ServerError:
+def parse_error(body: bytes) -> ServerError:
+    """Return what an ErrorResponse says."""
     fields = {
         field[:1]: field[1:].decode("utf-8", "replace") for field in body.split(b"\0") if field
     }
@@ -188,10 +163,23 @@ def _error(body: bytes) -> ServerError:
     return ServerError(
         fields.get(b"M", "unknown error"),
         fields.get(b"C"),
-        int(position) if position.isdigit() else None,
+        int(position) if position.isdecimal() and len(position) < 10 else None,
         fields.get(b"D"),
         fields.get(b"H"),
     )
+
+
+def parse_row(body: bytes) -> tuple[str | None, ...]:
+    """Return the values of a DataRow in text form."""
+    (count,) = struct.unpack_from(">h", body)
+    values: list[str | None] = []
+    at = 2
+    for _ in range(count):
+        (length,) = struct.unpack_from(">i", body, at)
+        at += 4
+        values.append(None if length < 0 else body[at : at + length].decode("utf-8"))
+        at += max(length, 0)
+    return tuple(values)
 
 
 @functools.cache
