@@ -94,9 +94,8 @@ def stream(
 
     Examples
     --------
-    >>> with stream("SELECT * FROM lineitem", topology) as reader:  # doctest: +SKIP
-    ...     for batch in reader:
-    ...         print(batch.num_rows)
+    >>> for batch in stream("SELECT * FROM lineitem", topology):  # doctest: +SKIP
+    ...     print(batch.num_rows)
     """
     settings = Settings.current(unrepresentable=unrepresentable, check_schema=check_schema)
     asked = ask(

@@ -16,6 +16,7 @@ for name in [name for name in os.environ if name.startswith("PG")]:
 import pytest
 
 from dask_shardsql import Topology
+from dask_shardsql.engine import pools
 from dask_shardsql.testing import ShardServers, find_binaries, start_shards
 
 SHARDED = {"orders": "o_orderkey", "lineitem": "l_orderkey"}
@@ -37,6 +38,13 @@ def servers():
 def topology(servers: ShardServers) -> Topology:
     """The first four of the shards."""
     return first_shards(servers, 4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_idle_connections():
+    """What one module's tests leave idle must not use up the servers' connections."""
+    yield
+    pools.close_all()
 
 
 @pytest.fixture

@@ -32,6 +32,13 @@ ENDLESS = (
 )
 
 
+@pytest.fixture(autouse=True)
+def _no_idle_connections_of_one_test():
+    """Each test has pools of its own."""
+    yield
+    pools.close_all()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def tables(servers):
     servers.execute("DROP TABLE IF EXISTS sc_rows, sc_odd, sc_some")
@@ -276,6 +283,16 @@ def test_what_takes_the_rows_may_raise(servers, shards):
         check_that_sessions_are_left_well(servers, shards)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_value_that_ends_it_ends_what_the_server_still_does(shards, workers):
+    sql = (
+        "SELECT CASE WHEN g = 1 THEN 'infinity' ELSE '2024-01-01' END::date AS d, repeat('x', 999) "
+        "AS t, CASE WHEN g > 2000 THEN pg_sleep(30)::text END AS s FROM generate_series(1, 3000) g"
+    )
+    with dask.config.set(num_workers=workers), pytest.raises(dss.UnrepresentableValueError):
+        dss.collect(sql, shards, shards=["s1"])
+
+
 def test_a_query_that_is_cancelled_while_it_connects_does_not_start(shards, monkeypatch):
     query = Query("SELECT 1 AS x", None, "cancelled-early", "raise")
     opened = pools.Lease.open
@@ -317,8 +334,8 @@ def test_more_large_shards_than_threads_and_small_ones_between(servers, no_tasks
 
 def test_a_slow_shard_does_not_stop_the_fast_ones(shards, no_tasks):
     sql = (
-        "SELECT g AS id, repeat(md5(g::text), 8) AS t, CASE WHEN g % 1000 = 1 AND (SELECT "
-        "min(shard) FROM sc_rows) = 2 THEN pg_sleep(0.15)::text END AS s "
+        "SELECT g AS id, repeat(md5(g::text), 8) AS t, CASE WHEN g % 3000 = 0 AND (SELECT "
+        "min(shard) FROM sc_rows) = 1 THEN pg_sleep(0.5)::text END AS s "
         "FROM generate_series(1, 15000) g"
     )
     dss.collect(LARGE, shards)
@@ -330,8 +347,8 @@ def test_a_slow_shard_does_not_stop_the_fast_ones(shards, no_tasks):
 
     with dss.listen(note):
         assert dss.collect(sql, shards).num_rows == 60_000
-    assert ended["s2"] > 2.2
-    assert max(ended[shard] for shard in ("s1", "s3", "s4")) < ended["s2"] - 0.5
+    assert ended["s1"] > 2.2
+    assert max(ended[shard] for shard in ("s2", "s3", "s4")) < ended["s1"]
 
 
 @pytest.mark.parametrize("doubled", [False, True])

@@ -27,6 +27,7 @@ from sessions import (
 )
 
 import dask_shardsql as dss
+from dask_shardsql.engine import pools
 
 ENDLESS = (
     "SELECT g AS id, repeat(md5(g::text), 8) AS t FROM (SELECT generate_series(1, 1e8::int8) g) x"
@@ -36,6 +37,13 @@ LATE_ERROR = (
     "SELECT g AS id, repeat('x', 1000) AS t, CASE WHEN g > 9000 AND (SELECT min(shard) FROM "
     "st_rows) = 2 THEN 1/(g - g) END AS x FROM generate_series(1, {}) g"
 )
+
+
+@pytest.fixture(autouse=True)
+def _no_idle_connections_of_one_test():
+    """Each test has pools of its own."""
+    yield
+    pools.close_all()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -167,6 +175,18 @@ def test_an_error_in_the_middle_is_raised_to_whoever_reads(servers, shards, clie
         reader.read_next_batch()
     # although the reader still lives
     check_that_sessions_are_left_well(servers, shards)
+
+
+def test_an_error_stops_the_other_shards_although_nobody_reads(servers, shards):
+    sql = ENDLESS.replace(
+        "AS t",
+        "AS t, CASE WHEN (SELECT min(shard) FROM st_rows) = 2 "
+        "THEN 1/length(pg_sleep(0.5)::text) END AS x",
+    )
+    reader = dss.stream(sql, shards, batch_size="100 kB")
+    check_that_sessions_are_left_well(servers, shards)
+    with pytest.raises(dss.QueryError, match="division by zero"):
+        reader.read_all()
 
 
 @pytest.mark.parametrize(

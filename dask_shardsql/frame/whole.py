@@ -7,7 +7,9 @@ it: for large answers, either costs as much as reading them.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -59,7 +61,19 @@ def read_slice(
 
 def join(parcels: Sequence[Parcel], answer: Answer) -> pd.DataFrame:
     """Return the partitions' tables as one DataFrame, with the index that dask would give it."""
-    return _join([parcel.table for parcel in parcels], answer, _OnItsWay)
+    tables = [parcel.table for parcel in parcels]
+    return _join(tables, answer, _OnItsWay if _is_on_worker() else pd.DataFrame)
+
+
+def _is_on_worker() -> bool:
+    if "distributed" not in sys.modules:
+        return False
+    from distributed import get_worker
+
+    with suppress(ValueError):
+        get_worker()
+        return True
+    return False
 
 
 def _join(tables: list[pa.Table], answer: Answer, kind: type[pd.DataFrame]) -> pd.DataFrame:
@@ -89,5 +103,4 @@ class _OnItsWay(pd.DataFrame):
             now = self._parts()
             if len(now) == len(parts) and all(a is b for a, b in zip(now, parts, strict=True)):
                 return _join, (tables, answer, pd.DataFrame)
-        plain: Any = pd.DataFrame(self).__reduce_ex__(protocol)
-        return plain  # type: ignore[no-any-return]
+        return pd.DataFrame, (pd.DataFrame(self),)
