@@ -12,13 +12,14 @@ import dask.dataframe as dd
 import pandas as pd
 import pyarrow as pa
 import pytest
+from dask._expr import FinalizeCompute
 from dask.callbacks import Callback
 from distributed import Client, get_worker
 from packaging.requirements import Requirement
 
 import dask_shardsql as dss
 from dask_shardsql.frame import _dask, decimals
-from dask_shardsql.frame.expr import ReadShards
+from dask_shardsql.frame.expr import ReadShards, ReadWhole
 
 
 def test_the_installed_dask_is_within_the_pin():
@@ -160,3 +161,10 @@ def test_what_slices_assume_of_the_distributed_scheduler():
         while client.run_on_scheduler(is_known, key=("k", 0)):
             assert time.monotonic() < deadline
             time.sleep(0.02)
+
+
+def test_an_expression_chooses_how_compute_ends(topology):
+    ddf = dss.read_sharded_sql("SELECT 1 AS x", topology)
+    finalized = FinalizeCompute(ddf.expr).optimize()
+    assert isinstance(finalized, ReadWhole)
+    assert len(finalized.__dask_keys__()) == 1

@@ -201,7 +201,7 @@ def _end_snapshots(graph: Any, state: Any, errored: bool) -> None:
                 result.release()
         running = state.get("running", ())
         for session in _local_sessions():
-            if not session.is_open and session.key in running:
+            if session.key in running:  # not done, or done and not looked at any more
                 session.end()
     if not _local_sessions():
         Callback.active.discard(ENDS_SNAPSHOTS)
