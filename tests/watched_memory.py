@@ -42,7 +42,7 @@ class WatchedMemory:
             return real(arena, rows)
 
         shim = _NumPy(self._allocate)
-        self._patch(copy_arena, "np", shim)
+        self._patch(copy_arena, "_allocate", lambda size: self._allocate(size, np.uint8))
         self._patch(copy_binary, "np", shim)
         self._patch(Arena, "_lay_out", lay_out)
         self._patch(Arena, "arrays", arrays)
