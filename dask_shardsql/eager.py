@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
 from dask_shardsql.config import Settings
-from dask_shardsql.engine.drivers.base import Columns
+from dask_shardsql.engine.drivers.base import AskAgain, Columns
 from dask_shardsql.engine.fetch import Answer, read_shard_shared
 from dask_shardsql.engine.scatter import scatter
 from dask_shardsql.engine.shared_memory import Offer, offered_memory, received
 from dask_shardsql.engine.slices import read_slice_shared
 from dask_shardsql.errors import ShardSQLError
-from dask_shardsql.query import AskedQuery, PreparedQuery, ask, describe
+from dask_shardsql.query import AskedQuery, PreparedQuery, ask, describe, new_query_id
 from dask_shardsql.run import (
     client_of,
     run_graph,
@@ -125,22 +126,28 @@ def collect(
     return pa.concat_tables(tables).replace_schema_metadata()
 
 
-def _scattered(asked: AskedQuery) -> list[pa.Table] | None:
-    """Return the shards' tables, read by this thread; None where their driver cannot do that."""
+def _scattered(asked: AskedQuery, *, at_once: bool = True) -> list[pa.Table] | None:
+    """Return the shards' rows, read by this thread; None where their driver cannot do that."""
     batches: dict[str, list[pa.RecordBatch]] = {shard: [] for shard in asked.shards}
     schemas: list[pa.Schema] = []
 
     def agree(outcomes: Mapping[str, Columns | ShardSQLError]) -> Answer:
-        answer = asked.agree({shard: outcomes[shard] for shard in asked.described_by}).answer
+        answer = asked.agree(outcomes).answer
         schemas.append(answer.schema)
         return answer
 
     def take(shard: str, batch: pa.RecordBatch) -> None:
         batches[shard].append(batch)
 
-    if not scatter(asked.topology, asked.shards, asked.query, agree, take):
-        return None
-    return [pa.Table.from_batches(batches[shard], schemas[0]) for shard in asked.shards]
+    at_once = at_once and asked.types is None  # other types may need another COPY
+    try:
+        if not scatter(asked.topology, asked.shards, asked.query, agree, take, at_once=at_once):
+            return None
+    except AskAgain:
+        again = replace(asked.query, query_id=new_query_id())  # as the old one was cancelled
+        return _scattered(replace(asked, query=again), at_once=False)
+    in_order = [batch for shard in asked.shards for batch in batches[shard]]
+    return [pa.Table.from_batches(in_order, schemas[0])]
 
 
 def _tables(prepared: PreparedQuery, scheduler: Any) -> list[pa.Table]:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["TOPIC", "ShardEvent", "emit", "listen"]
+__all__ = ["TOPIC", "ShardEvent", "current_worker", "emit", "is_heard", "listen"]
 
 #: The topic of the scheduler's event log that workers publish to.
 TOPIC = "dask_shardsql"
@@ -70,11 +70,13 @@ def emit(event: ShardEvent) -> None:
         listeners = tuple(_listeners)
     for listener in listeners:
         listener(event)
-    if "distributed" in sys.modules:
-        from distributed import get_worker
+    if (worker := current_worker()) is not None:
+        worker.log_event(TOPIC, {**asdict(event), "process": _process()})
 
-        with suppress(ValueError):  # not on a worker
-            get_worker().log_event(TOPIC, {**asdict(event), "process": _process()})
+
+def is_heard() -> bool:
+    """Whether there is anybody to tell: a listener, or a Dask worker that this runs on."""
+    return bool(_listeners) or current_worker() is not None
 
 
 @contextmanager
@@ -135,6 +137,16 @@ def _hear(listeners: list[Listener], logged: tuple[float, dict[str, Any]]) -> No
     event = ShardEvent(**{k: v for k, v in said.items() if k in ShardEvent.__dataclass_fields__})
     for listener in tuple(listeners):
         listener(event)
+
+
+def current_worker() -> Any:
+    """Return the ``distributed.Worker`` that runs this task, or None."""
+    if "distributed" in sys.modules:
+        from distributed import get_worker
+
+        with suppress(ValueError):  # not on a worker
+            return get_worker()
+    return None
 
 
 def _process() -> str:

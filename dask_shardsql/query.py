@@ -23,7 +23,7 @@ from dask_shardsql.run import run_tasks
 from dask_shardsql.sql.types import override_types
 from dask_shardsql.topology import Topology
 
-__all__ = ["AskedQuery", "PreparedQuery", "ask", "describe", "prepare"]
+__all__ = ["AskedQuery", "PreparedQuery", "ask", "describe", "new_query_id", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,15 @@ class AskedQuery:
         Parameters
         ----------
         outcomes : mapping
-            By shard, the columns as it describes them, or the error it gave.
+            By shard, the columns as it describes them, or the error it gave; only those of
+            `described_by` count.
 
         Raises
         ------
         ShardSQLError
             The shards' own, or theirs are not one, or they are not as they must be.
         """
-        described = _agreed(dict(outcomes), self.query)
+        described = _agreed({shard: outcomes[shard] for shard in self.described_by}, self.query)
         _refuse_bad_names(described, self.shard_column)
         columns = override_types(described, self.types)
         answer = Answer(self.query, described, columns, self.shard_column)
@@ -158,13 +159,18 @@ def ask(
     query = Query(
         driver.check(sql),
         _frozen(params),
-        uuid.uuid4().hex[:12],
+        new_query_id(),
         settings.unrepresentable,
         find_not_null,
     )
     described_by = names if settings.check_schema else names[:1]
     types = _mapping_or_none("types", types)
     return AskedQuery(topology, names, driver, query, described_by, types, shard_column)
+
+
+def new_query_id() -> str:
+    """Return a name for one run of a query, which its sessions carry."""
+    return uuid.uuid4().hex[:12]
 
 
 def _frozen(params: Any) -> Any:

@@ -41,10 +41,11 @@ class Secret:
         The secret itself, which only :meth:`reveal` gives back.
     """
 
-    __slots__ = ("_value",)
+    __slots__ = ("_digest", "_value")
 
     def __init__(self, value: str) -> None:
         self._value = str(value)
+        self._digest = hmac.new(_SALT, self._value.encode(), hashlib.sha256).hexdigest()[:16]
 
     def reveal(self) -> str:
         """Return the secret itself."""
@@ -52,7 +53,7 @@ class Secret:
 
     def digest(self) -> str:
         """Return what tells two secrets apart in this process, and nothing outside it."""
-        return hmac.new(_SALT, self._value.encode(), hashlib.sha256).hexdigest()[:16]
+        return self._digest
 
     def __repr__(self) -> str:
         return "'***'"
@@ -68,7 +69,7 @@ class Secret:
         return hmac.compare_digest(self._value.encode(), other._value.encode())
 
     def __hash__(self) -> int:
-        return hash(self.digest())
+        return hash(self._digest)
 
     def __copy__(self) -> Secret:
         return self

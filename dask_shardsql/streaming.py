@@ -222,7 +222,7 @@ def _read_here(line: _Line, asked: AskedQuery, client: None) -> None:
     """Read in this process."""
 
     def agree(outcomes: Mapping[str, Columns | ShardSQLError]) -> Answer:
-        answer = asked.agree({shard: outcomes[shard] for shard in asked.described_by}).answer
+        answer = asked.agree(outcomes).answer
         line.put(answer.schema)
         return answer
 

@@ -1,4 +1,4 @@
-"""COPY BINARY streams of random rows, written in plain Python, and ways to have them decoded.
+"""Random rows in PostgreSQL's binary form, written in plain Python, and ways to have them decoded.
 
 The encoder shares no code with the decoder. Expected values are plain numbers and texts, which
 ``pa.array`` makes arrays of: what arrives is viewed as such (`raw`), so that the bits of floats,
@@ -278,14 +278,14 @@ def new_decoder(
 
 
 def receive_all(decoder: CopyDecoder, wire: Sequence[bytes]) -> None:
-    """Send messages, cut anywhere, through a socket to a decoder; CopyDone behind them."""
+    """Send messages, cut anywhere, through a socket to a decoder; CommandComplete behind them."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     with ours, theirs:
 
         def send() -> None:
             try:
-                for piece in [*wire, message(b"c", b"")]:
+                for piece in [*wire, message(b"C", b"SELECT 1\0")]:
                     theirs.sendall(piece)
             except OSError:
                 pass  # the decoder has refused it
@@ -300,9 +300,9 @@ def receive_all(decoder: CopyDecoder, wire: Sequence[bytes]) -> None:
             if status != Status.MESSAGE:
                 raise ConnectionLostError("the connection was lost")
             rest = decoder.take_rest()
-            if rest[:1] != b"c":
+            if rest[:1] != b"C":
                 raise ConnectionLostError("another message")
-            decoder.finish()
+            decoder.deliver()
         finally:
             ours.close()
             thread.join()

@@ -404,7 +404,7 @@ def test_a_signal_cancels_the_backends(servers, shards, table_name, number):
     sql = f"SELECT pg_sleep(30)::text AS {table_name}"
     child = start("query", sql, *shards, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
-        assert wait_for(lambda: backends(servers, f"COPY%{table_name}") == 7) is not None
+        assert wait_for(lambda: backends(servers, f"SELECT pg_sleep%{table_name}") == 7) is not None
         child.send_signal(number)
         assert wait_for(lambda: backends(servers, table_name) == 0, 2) is not None
         out, err = child.communicate(timeout=5)
@@ -502,7 +502,7 @@ def test_a_table_fits_the_terminal(servers, shards):
 def test_ctrl_c_on_a_terminal_restores_it(servers, shards, table_name):
     sql = f"SELECT pg_sleep(30)::text AS {table_name}"
     terminal = Terminal("query", sql, *shards)
-    assert wait_for(lambda: backends(servers, f"COPY%{table_name}") == 7) is not None
+    assert wait_for(lambda: backends(servers, f"SELECT pg_sleep%{table_name}") == 7) is not None
     os.killpg(terminal.child.pid, signal.SIGINT)
     status, shown, _ = terminal.finish()
     assert status == 130
@@ -550,7 +550,7 @@ def test_ctrl_c_reaches_the_backends_of_a_schedulers_workers(
     child = start("query", sql, *shards, "--scheduler", scheduler, stdout=subprocess.PIPE,
                   stderr=subprocess.PIPE)  # fmt: skip
     try:
-        assert wait_for(lambda: backends(servers, f"COPY%{table_name}") == 7) is not None
+        assert wait_for(lambda: backends(servers, f"SELECT pg_sleep%{table_name}") == 7) is not None
         child.send_signal(signal.SIGINT)
         assert wait_for(lambda: backends(servers, table_name) == 0, 3) is not None
         out, err = child.communicate(timeout=10)

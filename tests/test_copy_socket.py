@@ -1,4 +1,4 @@
-"""A COPY that is interrupted, cut, delayed or broken on its way: all of its rows, or one error."""
+"""An answer that is interrupted, cut, delayed or broken on its way: all its rows, or one error."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ from dask_shardsql.sql.types import arrow_schema
 
 DRIVER = PostgreSQLDriver()
 ROWS = "SELECT n, n::text || repeat('x', n % 50) AS t FROM generate_series(1, 2000) AS n"
+ROW_MESSAGES = (b"D", b"d")  # DataRow, CopyData
 MANY = "SELECT n, repeat('x', 100) AS t FROM generate_series(1, 1000000) AS n"
 
 
 @pytest.fixture(params=["socket", "copy_expert"])
 def way(request, monkeypatch):
-    """Both ways to read a COPY."""
+    """Both ways to read an answer: its messages, or a COPY."""
     if request.param == "copy_expert":
         monkeypatch.setattr(Session, "is_plain", False)
     return request.param
@@ -88,7 +89,7 @@ def failure_of(connection, sql, on_batch=None, **options):
 class Proxy:
     """Forwards bytes to a server; what comes back goes through `shape`, message by message.
 
-    `shape` gets a message and how many CopyData came before it, and returns the bytes to send
+    `shape` gets a message and how many rows came before it, and returns the bytes to send
     instead, or None to close the connection. `size` says how many bytes to send at a time.
     """
 
@@ -148,7 +149,7 @@ class Proxy:
                     if end > len(buffer):
                         break
                     ready.append(self._shape(buffer[at:end], number))
-                    number += buffer[at : at + 1] == b"d"
+                    number += buffer[at : at + 1] in ROW_MESSAGES
                     at = end
                     if ready[-1] is None:
                         break
@@ -247,7 +248,11 @@ def once(call):
 def test_a_connection_cut_in_mid_message_is_lost(dsn, way, sent):
     def cut(data, number):
         return (
-            data[:sent] if number == 1000 and data[:1] == b"d" else None if number > 1000 else data
+            data[:sent]
+            if number == 1000 and data[:1] in ROW_MESSAGES
+            else None
+            if number > 1000
+            else data
         )
 
     with Proxy(dsn, cut) as proxy, closing(connect(proxy.dsn)) as connection:
@@ -280,13 +285,16 @@ ASIDES = [
     NOTICE,
     message(b"S", b"application_name\0x\0"),
     message(b"A", struct.pack(">i", 7) + b"channel\0payload\0"),
-    message(b"d", b""),
 ]
 
 
 def test_messages_between_the_rows_are_no_rows(dsn, way):
     def add(data, number):
-        return data + b"".join(ASIDES[: number % 5]) if data[:1] == b"d" and number % 7 else data
+        return (
+            data + b"".join(ASIDES[: number % 5])
+            if data[:1] in ROW_MESSAGES and number % 7
+            else data
+        )
 
     with closing(connect(dsn)) as direct:
         expected = read(direct, ROWS)
@@ -294,6 +302,19 @@ def test_messages_between_the_rows_are_no_rows(dsn, way):
         assert read(connection, ROWS).equals(expected)
         assert DRIVER.is_usable(connection)
         assert read(connection, "SELECT 7 AS v").to_pylist() == [{"v": 7}]
+
+
+@pytest.mark.parametrize("change", ["dropped", "twice"])
+def test_a_row_that_is_lost_or_comes_twice_is_an_error(dsn, change):
+    def spoil(data, number):
+        if number == 1000 and data[:1] in ROW_MESSAGES:
+            return b"" if change == "dropped" else data + data
+        return data
+
+    with Proxy(dsn, spoil) as proxy, closing(connect(proxy.dsn)) as connection:
+        with pytest.raises(ConnectionLostError, match="rows have come"):
+            read(connection, ROWS)
+        assert not DRIVER.is_usable(connection)
 
 
 def test_a_function_that_raises_notices_loses_no_rows(connection, way, servers):
@@ -313,12 +334,14 @@ GARBAGE = {
     "length below four": b"d\0\0\0\3",
     "negative length": b"d\xff\xff\xff\xff",
     "length below four of a notice": b"N\0\0\0\0",
-    "short row": message(b"d", struct.pack(">hi", 2, 4)),
-    "no columns": message(b"d", struct.pack(">h", 0)),
-    "long row": message(b"d", struct.pack(">hiiii", 2, 4, 7, 0, 9)),
-    "negative size": message(b"d", struct.pack(">hii", 2, -2, -1)),
-    "the data's end too early": message(b"d", b"\xff\xff"),
-    "the copy's end too early": message(b"c", b""),
+    "short row": message(b"D", struct.pack(">hi", 2, 4)),
+    "no columns": message(b"D", struct.pack(">h", 0)),
+    "long row": message(b"D", struct.pack(">hiiii", 2, 4, 7, 0, 9)),
+    "negative size": message(b"D", struct.pack(">hii", 2, -2, -1)),
+    "a COPY's end": message(b"D", b"\xff\xff"),
+    "the end too early": message(b"C", b"SELECT 7\0"),
+    "a row of a COPY": message(b"d", struct.pack(">hiiii", 2, 4, 7, 1, 9)),
+    "an empty row": message(b"D", b""),
     "parameter without a value": message(b"S", b"x"),
 }
 
@@ -326,7 +349,7 @@ GARBAGE = {
 @pytest.mark.parametrize("garbage", GARBAGE)
 def test_garbage_between_the_rows_is_an_error(dsn, garbage):
     def add(data, number):
-        return GARBAGE[garbage] + data if number == 1000 and data[:1] == b"d" else data
+        return GARBAGE[garbage] + data if number == 1000 and data[:1] in ROW_MESSAGES else data
 
     with Proxy(dsn, add) as proxy, closing(connect(proxy.dsn)) as connection:
         try:

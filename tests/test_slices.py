@@ -22,7 +22,7 @@ from distributed import Client, LocalCluster, wait
 import dask_shardsql as dss
 from dask_shardsql import eager
 from dask_shardsql.engine import slices, snapshots
-from dask_shardsql.engine.drivers import postgresql, postgresql_slices
+from dask_shardsql.engine.drivers import postgresql_script, postgresql_slices
 from dask_shardsql.engine.drivers.base import Query
 from dask_shardsql.engine.drivers.slicing import Part, Slicing
 from dask_shardsql.frame.expr import ReadShards, Snapshots
@@ -400,7 +400,7 @@ def test_rows_moved_by_a_writer_are_read_once(servers, two, accounts):
 def test_a_session_that_waits_to_change_the_table_gives_a_clear_error(
     servers, two, accounts, monkeypatch
 ):
-    monkeypatch.setattr(postgresql, "SLICE_SETTINGS", "SET LOCAL lock_timeout = '300ms'; ")
+    monkeypatch.setattr(postgresql_script, "SLICE_SETTINGS", "SET LOCAL lock_timeout = '300ms'; ")
     emptied = threading.Event()
 
     def truncate():

@@ -80,7 +80,7 @@ def test_on_a_cluster_it_arrives_as_a_plain_dataframe(topology):
 
 
 def test_what_was_changed_since_is_pickled_as_it_is(topology, monkeypatch):
-    monkeypatch.setattr(whole, "_is_on_worker", lambda: True)
+    monkeypatch.setattr(whole, "current_worker", object)
     answer = dss.read_sharded_sql("SELECT 1 AS a, 'x' AS b", topology).expr.operand("answer")
     table = pa.table({"a": pa.array([1, 2], pa.int32()), "b": ["x", "y"]})
 

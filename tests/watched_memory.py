@@ -29,11 +29,11 @@ class WatchedMemory:
         self.arenas = 0
 
     def __enter__(self) -> WatchedMemory:
-        real = Arena._lay_out
+        real = Arena._take_memory
 
-        def lay_out(arena: Arena) -> None:
+        def take_memory(arena: Arena, layout: Any) -> None:
             check_gaps(arena)
-            real(arena)
+            real(arena, layout)
             arena.watched = arena.plan.copy(), arena.memory.copy()
             self.arenas += 1
 
@@ -44,7 +44,7 @@ class WatchedMemory:
         shim = _NumPy(self._allocate)
         self._patch(copy_arena, "_allocate", lambda size: self._allocate(size, np.uint8))
         self._patch(copy_binary, "np", shim)
-        self._patch(Arena, "_lay_out", lay_out)
+        self._patch(Arena, "_take_memory", take_memory)
         self._patch(Arena, "arrays", arrays)
         if self._source_bytes is not None:
             self._patch(copy_binary, "_FIRST_SOURCE_BYTES", self._source_bytes)

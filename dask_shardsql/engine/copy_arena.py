@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import mmap
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,7 @@ None at all where they are sent in their text form, to be read from that.
 _GROWTH = 8  # of an arena, from one to the next
 _ROOM = 1.1  # for texts that are longer than those before
 _LEAST_ROOM = 256
+_LEAST_WAITING = 1 << 10
 _ALIGNMENT = 64
 _LARGE = 1 << 20
 _MOST_TEXT = 2**31 - 1  # of one batch, as its offsets have 32 bits
@@ -78,25 +79,25 @@ class Arena:
         The memory of the batch that is being written.
     address, plan_address : int
         Where they are.
+    is_laid_out : bool
+        Whether there is room for any row at all.
+    rows : int
+        How many were written to all of its memories before this one.
     """
 
     def __init__(self, columns: Columns, kinds: Sequence[Kinds], batch_bytes: int) -> None:
         self._columns = columns
         self._batch_bytes = batch_bytes
-        types = tuple(column.arrow_type for column in columns)
-        self._of, self._kinds, self._types, plan = _nodes(tuple(kinds), types)
+        self._by_column = tuple(kinds)
+        self._of, self._kinds, self._types, plan = _nodes(columns, self._by_column)
         self.plan = plan.copy()
-        self.memory = np.zeros(SPARE, np.uint8)
+        self.memory = np.empty(SPARE, np.uint8)
         self.address = self.memory.ctypes.data
         self.plan_address = self.plan.ctypes.data
-        self._rows = 0  # written to all arenas so far
-        self._values = np.zeros(len(self._of))  # in these rows
-        self._text = np.zeros(len(self._of))  # bytes of it
-
-    @property
-    def is_laid_out(self) -> bool:
-        """Whether there is room for any row at all."""
-        return bool(self.plan[0, PLAN.CAPACITY])
+        self.is_laid_out = False
+        self.rows = 0
+        self._values = [0] * len(self._of)  # in these rows
+        self._text = [0] * len(self._of)  # bytes of it
 
     def column_of(self, node: int) -> tuple[Column, Kind]:
         """Return the column of a node, and the kind of the node's values."""
@@ -111,31 +112,27 @@ class Arena:
             How many bytes wait to be decoded: the first arena has room for all of their rows.
         """
         plan, width = self.plan, len(self._columns)
-        if not self._rows:
-            # two bytes a row and four a value at the least; a UUID's 20 bytes become 36
-            bits = sum(_bits(kind) + 1 for kind in self._kinds[:width])
-            rows = min(waiting // (2 + 4 * width), 8 * self._batch_bytes // bits) + 1
-            values = [rows] * width
-            # but no large row's size times the number of columns: see widen
-            most = max(_LEAST_ROOM, 4 * self._batch_bytes // len(self._of))
-            values += [min(waiting // 4 + 1, most)] * (len(self._of) - width)
-            text = [min(2 * waiting, most)] * len(self._of)
-        else:
-            size = min(self._batch_bytes, _GROWTH * len(self.memory))
-            per_row = (
-                sum(
-                    _ROOM * (self._values[node] * (_bits(kind) + 1) / 8 + self._text[node])
-                    for node, kind in enumerate(self._kinds)
-                )
-                / self._rows
+        if not self.rows:
+            rounded = max(_LEAST_WAITING, 1 << (waiting - 1).bit_length())
+            layout = _first_layout(self._columns, self._by_column, rounded, self._batch_bytes)
+            plan[:] = layout.plan
+            self._take_memory(layout)
+            return
+        size = min(self._batch_bytes, _GROWTH * len(self.memory))
+        per_row = (
+            sum(
+                _ROOM * (self._values[node] * (_bits(kind) + 1) / 8 + self._text[node])
+                for node, kind in enumerate(self._kinds)
             )
-            rows = max(1, int(size / per_row))
-            values = [int(_ROOM * rows * n / self._rows) + _LEAST_ROOM for n in self._values]
-            values[:width] = [rows] * width
-            text = [int(_ROOM * rows * n / self._rows) + _LEAST_ROOM for n in self._text]
+            / self.rows
+        )
+        rows = max(1, int(size / per_row))
+        values = [int(_ROOM * rows * n / self.rows) + _LEAST_ROOM for n in self._values]
+        values[:width] = [rows] * width
+        text = [int(_ROOM * rows * n / self.rows) + _LEAST_ROOM for n in self._text]
         plan[:, PLAN.CAPACITY] = values
         plan[:, PLAN.DATA_SIZE] = [min(size, _MOST_TEXT) for size in text]
-        self._lay_out()
+        self._take_memory(_lay_out(plan, self._kinds))
 
     def widen(self, node: int, amount: int, waiting: int) -> None:
         """Make more room in a node, for a row that no arena has room for.
@@ -165,7 +162,7 @@ class Arena:
         if (capacity, size) == (plan[PLAN.CAPACITY], plan[PLAN.DATA_SIZE]):
             name = self._columns[self._of[node]].name
             raise ColumnError(f"column {name!r}: a value has more than 2 GiB", (name,))
-        self._lay_out()
+        self._take_memory(_lay_out(self.plan, self._kinds))
 
     def arrays(self, rows: int) -> list[pa.Array]:
         """Return the columns of what was written, without copying it.
@@ -175,47 +172,21 @@ class Arena:
         ColumnError
             A text is not UTF-8.
         """
-        arrays = [self._array(node, rows) for node in range(len(self._columns))]
-        self._rows += rows
+        plans, memory = self.plan.tolist(), pa.py_buffer(self.memory)
+        arrays = [self._array(node, rows, plans, memory) for node in range(len(self._columns))]
+        self.rows += rows
         return arrays
 
-    def _lay_out(self) -> None:
-        """Give each node its place, in new memory."""
-        plan, at = self.plan, 0
+    def _take_memory(self, layout: _Layout) -> None:
+        self.memory = memory = _allocate(layout.size + SPARE)
+        self.address = memory.ctypes.data
+        memory[: layout.validities] = 0xFF  # the kernel writes only NULLs
+        if len(layout.offsets):  # the first of each
+            memory[: layout.size].view(np.int32)[layout.offsets] = 0
+        self.is_laid_out = True
 
-        def place(size: int) -> int:
-            nonlocal at
-            start, at = at, at + -(-(size + SPARE) // _ALIGNMENT) * _ALIGNMENT
-            return start
-
-        capacities = plan[:, PLAN.CAPACITY].tolist()
-        sizes = plan[:, PLAN.DATA_SIZE].tolist()
-        plan[:, PLAN.VALIDITY] = [place(-(-capacity // 8)) for capacity in capacities]
-        validities, offsets = at, []
-        values, texts = [], [0] * len(sizes)
-        for node, kind in enumerate(self._kinds):
-            bits = _BITS.get(kind)
-            if bits is not None:
-                values.append(place(-(-capacities[node] * bits // 8)))
-                continue
-            values.append(place(4 * (capacities[node] + 1)))
-            offsets.append(values[-1] // 4)
-            if kind in _TEXTS:
-                texts[node] = place(sizes[node])
-        plan[:, PLAN.VALUES], plan[:, PLAN.DATA] = values, texts
-        plan[:, PLAN.HAS_NULL] = plan[:, PLAN.NOT_ASCII] = 0
-        self.memory = _allocate(at + SPARE)
-        self.address = self.memory.ctypes.data
-        self.memory[:validities] = 0xFF  # the kernel writes only NULLs
-        if offsets:  # the first of each
-            self.memory[:at].view(np.int32)[offsets] = 0
-
-    def _array(self, node: int, length: int) -> pa.Array:
-        kind, plan = self._kinds[node], self.plan[node].tolist()
-        memory = pa.py_buffer(self.memory)
-
-        def part(start: int, size: int) -> pa.Buffer:
-            return memory.slice(start, size)
+    def _array(self, node: int, length: int, plans: list[list[int]], memory: pa.Buffer) -> pa.Array:
+        kind, plan, part = self._kinds[node], plans[node], memory.slice
 
         self._values[node] += length
         validity = part(plan[PLAN.VALIDITY], -(-length // 8)) if plan[PLAN.HAS_NULL] else None
@@ -227,7 +198,7 @@ class Arena:
         end = int(self.memory[values + 4 * length : values + 4 * length + 4].view(np.int32)[0])
         buffers = [validity, part(values, 4 * (length + 1))]
         if kind == Kind.LIST:
-            elements = self._array(plan[PLAN.CHILD], end)
+            elements = self._array(plan[PLAN.CHILD], end, plans, memory)
             kind_of_list = pa.list_(elements.type)
             return pa.Array.from_buffers(kind_of_list, length, buffers, nulls, children=[elements])
         self._text[node] += end
@@ -249,11 +220,30 @@ class Arena:
             ) from error
 
 
+class _Nodes(NamedTuple):
+    """Of each node its column, its kind and its Arrow type; and a plan that knows these."""
+
+    of: list[int]
+    kinds: list[Kind]
+    types: list[pa.DataType]
+    plan: Any
+
+
+class _Layout(NamedTuple):
+    """A plan with a place for each node in a memory of some size.
+
+    It starts with the validity bitmaps; the offsets that must be zero are elements of 32 bits.
+    """
+
+    plan: Any
+    size: int
+    validities: int
+    offsets: Any
+
+
 @functools.lru_cache(maxsize=256)
-def _nodes(
-    kinds: tuple[Kinds, ...], types: tuple[pa.DataType, ...]
-) -> tuple[list[int], list[Kind], list[pa.DataType], Any]:
-    """Return the nodes' columns, kinds and Arrow types, and a plan that knows these."""
+def _nodes(columns: Columns, kinds: tuple[Kinds, ...]) -> _Nodes:
+    types = [column.arrow_type for column in columns]
     nested = [number for number, kind in enumerate(kinds) if len(kind) > 1]
     of = [*range(len(kinds)), *nested]
     node_kinds = [kind[0] if kind else Kind.TEXT for kind in kinds]
@@ -270,7 +260,54 @@ def _nodes(
         if pa.types.is_decimal(kind):
             plan[node, PLAN.SCALE] = kind.scale
             plan[node, PLAN.DIGITS] = kind.precision - kind.scale
-    return of, node_kinds, node_types, plan
+    return _Nodes(of, node_kinds, node_types, plan)
+
+
+@functools.lru_cache(maxsize=256)
+def _first_layout(
+    columns: Columns, kinds: tuple[Kinds, ...], waiting: int, batch_bytes: int
+) -> _Layout:
+    """Return a layout with room for all rows of as many bytes."""
+    nodes, width = _nodes(columns, kinds), len(columns)
+    # two bytes a row and four a value at the least; a UUID's 20 bytes become 36
+    bits = sum(_bits(kind) + 1 for kind in nodes.kinds[:width])
+    rows = min(waiting // (2 + 4 * width), 8 * batch_bytes // bits) + 1
+    values = [rows] * width
+    # but no large row's size times the number of columns: see widen
+    most = max(_LEAST_ROOM, 4 * batch_bytes // len(nodes.of))
+    values += [min(waiting // 4 + 1, most)] * (len(nodes.of) - width)
+    plan = nodes.plan.copy()
+    plan[:, PLAN.CAPACITY] = values
+    plan[:, PLAN.DATA_SIZE] = min(2 * waiting, most, _MOST_TEXT)
+    return _lay_out(plan, nodes.kinds)
+
+
+def _lay_out(plan: Any, kinds: Sequence[Kind]) -> _Layout:
+    """Give each node of a plan its place."""
+    at = 0
+
+    def place(size: int) -> int:
+        nonlocal at
+        start, at = at, at + -(-(size + SPARE) // _ALIGNMENT) * _ALIGNMENT
+        return start
+
+    capacities = plan[:, PLAN.CAPACITY].tolist()
+    sizes = plan[:, PLAN.DATA_SIZE].tolist()
+    plan[:, PLAN.VALIDITY] = [place(-(-capacity // 8)) for capacity in capacities]
+    validities, offsets = at, []
+    values, texts = [], [0] * len(sizes)
+    for node, kind in enumerate(kinds):
+        bits = _BITS.get(kind)
+        if bits is not None:
+            values.append(place(-(-capacities[node] * bits // 8)))
+            continue
+        values.append(place(4 * (capacities[node] + 1)))
+        offsets.append(values[-1] // 4)
+        if kind in _TEXTS:
+            texts[node] = place(sizes[node])
+    plan[:, PLAN.VALUES], plan[:, PLAN.DATA] = values, texts
+    plan[:, PLAN.HAS_NULL] = plan[:, PLAN.NOT_ASCII] = 0
+    return _Layout(plan, at, validities, np.array(offsets, np.intp))
 
 
 def _allocate(size: int) -> Any:

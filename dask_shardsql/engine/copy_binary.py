@@ -1,8 +1,9 @@
-"""``COPY ... TO STDOUT (FORMAT binary)`` -> Arrow record batches of bounded size.
+"""Rows in PostgreSQL's binary form -> Arrow record batches of bounded size.
 
-The kernel writes straight into an arena, whose parts are Arrow's buffers: nothing is copied after
-that. A value that does not fit in its Arrow type, a text that is not UTF-8 and a stream that is not
-COPY's are found here, and named.
+They come as DataRow messages from a socket, or as a ``COPY ... TO STDOUT (FORMAT binary)``: the
+bytes of a row are the same. The kernel writes straight into an arena, whose parts are Arrow's
+buffers: nothing is copied after that. A value that does not fit in its Arrow type, a text that is
+not UTF-8 and bytes that are no rows are found here, and named.
 """
 
 from __future__ import annotations
@@ -28,15 +29,17 @@ __all__ = ["CopyDecoder", "CopyFile"]
 
 _SOURCE_BYTES = 256 << 10
 _FIRST_SOURCE_BYTES = 32 << 10  # what malloc has at hand
+_NO_INFO = bytes(8 * len(INFO))
+_STATUSES = {int(status): status for status in Status}
 
 
 class CopyDecoder:
-    """Decodes one COPY.
+    """Decodes one answer.
 
     Parameters
     ----------
     columns : tuple of Column
-        The columns, in the order of the COPY, with the Arrow types to deliver.
+        The columns, in the order of the rows' values, with the Arrow types to deliver.
     kinds : sequence of Kinds
         What each of them is in the stream.
     unrepresentable : {"raise", "null"}
@@ -53,7 +56,7 @@ class CopyDecoder:
     ColumnError
         A text is not UTF-8.
     ConnectionLostError
-        The stream is not what COPY sends for these columns.
+        What came is not what a server sends for these columns.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class CopyDecoder:
         self._kinds = kinds
         self._schema = arrow_schema(columns)
         self._arena = Arena(columns, kinds, batch_bytes)
-        self._info = array("q", bytes(8 * len(INFO)))  # quicker than NumPy for single numbers
+        self._info = array("q", _NO_INFO)  # quicker than NumPy for single numbers
         self._info[INFO.MAKE_NULL] = unrepresentable == "null"
         self._info_address = self._info.buffer_info()[0]
         self._source = np.empty(_FIRST_SOURCE_BYTES + SPARE, np.uint8)
@@ -78,7 +81,7 @@ class CopyDecoder:
         self._done = False
 
     def receive(self, descriptor: int, wait: int = 200, *, small: bool = False) -> Status:
-        """Receive CopyData messages from a socket that does not block, and decode them.
+        """Receive DataRow messages from a socket that does not block, and decode them.
 
         Parameters
         ----------
@@ -101,18 +104,18 @@ class CopyDecoder:
         while True:
             size = len(self._source) - SPARE
             source = self._source_address
+            if not arena.is_laid_out and (waiting := info[INFO.END] - info[INFO.POSITION]):
+                arena.renew(waiting)
             status = pump(descriptor, wait, source, size, state, plan, columns, arena.address)
             if status == Status.NEED:
                 self._grow_source(int(info[INFO.AMOUNT]))
-            elif status == Status.DONE:
-                self._done = True
             elif small and status == Status.FULL and arena.is_laid_out:
                 return Status.FULL
             elif not self._go_on(status):
-                return Status(status)
+                return _STATUSES[status]
 
     def feed(self, data: Any) -> None:
-        """Decode the next bytes of the stream, cut anywhere, without messages around them."""
+        """Decode the next bytes of a COPY, cut anywhere."""
         arena, info, columns = self._arena, self._info, len(self._columns)
         state, plan = self._info_address, arena.plan_address
         given = np.frombuffer(data, np.uint8)
@@ -151,11 +154,28 @@ class CopyDecoder:
         self._info[INFO.POSITION] = self._info[INFO.MESSAGE_END] = 0
         self._info[INFO.END] = len(data)
 
+    @property
+    def rows(self) -> int:
+        """How many rows were decoded so far."""
+        return self._arena.rows + self._info[INFO.ROWS]
+
     def finish(self) -> None:
-        """Deliver what is left; an error unless the stream has come to its end."""
+        """Deliver what is left; an error unless the COPY has come to its end."""
         if not self._done or self._info[INFO.POSITION] < self._info[INFO.END]:
             self._malformed("it ends too early" if not self._done else "more bytes follow its end")
-        self._deliver()
+        self.deliver()
+
+    def deliver(self) -> None:
+        """Hand over the complete rows of the arena as a record batch."""
+        rows = int(self._info[INFO.ROWS])
+        self._info[INFO.ROWS] = 0
+        if not rows:
+            return
+        arrays = self._arena.arrays(rows)
+        for number, (texts, column) in enumerate(zip(arrays, self._columns, strict=True)):
+            if not self._kinds[number]:
+                arrays[number] = decode_text(texts, column, self._unrepresentable)
+        self._on_batch(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
 
     def _go_on(self, status: int) -> bool:
         """Do what the kernel stopped for; return whether it can go on without more bytes."""
@@ -164,7 +184,7 @@ class CopyDecoder:
             if info[INFO.ROWS] > 0 or not arena.is_laid_out:
                 if arena.is_laid_out and len(self._source) < _SOURCE_BYTES:
                     self._grow_source(_SOURCE_BYTES)  # it is a large answer
-                self._deliver()
+                self.deliver()
                 arena.renew(int(info[INFO.END] - info[INFO.POSITION]))
             else:  # not even one row fits
                 waiting = int(info[INFO.END] - info[INFO.POSITION])
@@ -179,18 +199,6 @@ class CopyDecoder:
         if status == Status.MALFORMED:
             self._malformed("its bytes are not those of the columns that were described")
         return False
-
-    def _deliver(self) -> None:
-        """Hand over the complete rows of the arena as a record batch."""
-        rows = int(self._info[INFO.ROWS])
-        self._info[INFO.ROWS] = 0
-        if not rows:
-            return
-        arrays = self._arena.arrays(rows)
-        for number, (texts, column) in enumerate(zip(arrays, self._columns, strict=True)):
-            if not self._kinds[number]:
-                arrays[number] = decode_text(texts, column, self._unrepresentable)
-        self._on_batch(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
 
     def _move_to_front(self) -> None:
         info = self._info
@@ -210,8 +218,8 @@ class CopyDecoder:
 
     def _malformed(self, what: str) -> NoReturn:
         raise ConnectionLostError(
-            f"the server's answer to COPY (FORMAT binary) cannot be read: {what}. Is there a proxy "
-            "in between that changes it?"
+            f"the server's answer in binary form cannot be read: {what}. Is there a proxy in "
+            "between that changes it?"
         )
 
 

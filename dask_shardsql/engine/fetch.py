@@ -7,7 +7,7 @@ answered in full, so one that is run again can neither lose nor repeat rows.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -23,7 +23,7 @@ from dask_shardsql.errors import (
     SchemaMismatchError,
     ShardSQLError,
 )
-from dask_shardsql.progress import ShardEvent, emit
+from dask_shardsql.progress import ShardEvent, emit, is_heard
 from dask_shardsql.sql.types import arrow_schema
 from dask_shardsql.topology import Topology
 
@@ -145,12 +145,17 @@ class Reading:
         The query, and the columns it must have.
     on_batch : callable
         Gets the rows.
+    heard : bool, optional
+        Whether anybody listens, where that is known already.
     """
 
-    def __init__(self, shard: str, answer: Answer, on_batch: OnBatch) -> None:
+    def __init__(
+        self, shard: str, answer: Answer, on_batch: OnBatch, *, heard: bool | None = None
+    ) -> None:
         self._shard, self._answer, self._on_batch = shard, answer, on_batch
         self._started = time.monotonic()
         self._rows = self._bytes = 0
+        self._is_heard = is_heard() if heard is None else heard
         self._tell("started")
 
     def __enter__(self) -> Self:
@@ -197,6 +202,8 @@ class Reading:
         self._tell("reading")
 
     def _tell(self, state: str) -> None:
+        if not self._is_heard:
+            return
         seconds = time.monotonic() - self._started
         query_id = self._answer.query.query_id
         read = (self._rows, self._bytes, seconds)
@@ -236,22 +243,45 @@ def connection_to(topology: Topology, shard: str, query: Query) -> Iterator[tupl
         yield pool.driver, connection
 
 
-@contextmanager
-def naming(shard: str, pool: Pool, query: Query) -> Iterator[None]:
-    """Make an error of this package of whatever is raised inside, with the shard's name."""
-    try:
-        yield
-    except ShardSQLError as error:
-        raise _on_shard(error, shard, pool) from error.__cause__
-    except Exception as error:
-        translated = pool.driver.translate(error, query)
-        if translated is None:
-            raise
-        raise _on_shard(translated, shard, pool) from error
+class naming:  # noqa: N801 - used like a function, and entered too often to be a generator
+    """Make an error of this package of whatever is raised inside, with the shard's name.
 
+    Parameters
+    ----------
+    shard : str
+        Name of the shard.
+    pool : Pool
+        Whose driver and server they are.
+    query : Query
+        What is run.
+    keep : callable, optional
+        Gets the error instead of it being raised.
+    """
 
-def _on_shard(error: ShardSQLError, shard: str, pool: Pool) -> ShardSQLError:
-    """Return the same error with the shard and server it came from."""
-    if error.shard is None:
-        error.shard, error.server = shard, pool.server.address
-    return error
+    def __init__(
+        self,
+        shard: str,
+        pool: Pool,
+        query: Query,
+        keep: Callable[[ShardSQLError], None] | None = None,
+    ) -> None:
+        self._shard, self._pool, self._query, self._keep = shard, pool, query, keep
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        ours = isinstance(error, ShardSQLError)
+        named = error if ours else self._pool.driver.translate(error, self._query)
+        if not isinstance(named, ShardSQLError):
+            return False
+        if named.shard is None:
+            named.shard, named.server = self._shard, self._pool.server.address
+        named.__cause__ = named.__cause__ if ours else error  # and nothing else behind it
+        if self._keep is not None:
+            self._keep(named)
+        elif not ours:
+            raise named
+        return self._keep is not None

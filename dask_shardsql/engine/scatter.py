@@ -7,13 +7,13 @@ are decoded side by side.
 
 from __future__ import annotations
 
+import functools
 import queue
 import select
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import pyarrow as pa
 
@@ -22,6 +22,7 @@ from dask_shardsql.engine.drivers.base import Columns, Query, Stage, StagedDrive
 from dask_shardsql.engine.fetch import Answer, Reading, naming
 from dask_shardsql.engine.pools import Lease, pool_of
 from dask_shardsql.errors import ShardSQLError
+from dask_shardsql.progress import is_heard
 from dask_shardsql.topology import Topology
 
 __all__ = ["scatter"]
@@ -35,7 +36,13 @@ OnShardBatch = Callable[[str, pa.RecordBatch], None]
 
 
 def scatter(
-    topology: Topology, shards: Sequence[str], query: Query, agree: Agree, on_batch: OnShardBatch
+    topology: Topology,
+    shards: Sequence[str],
+    query: Query,
+    agree: Agree,
+    on_batch: OnShardBatch,
+    *,
+    at_once: bool = False,
 ) -> bool:
     """Run a query on all the shards.
 
@@ -52,6 +59,9 @@ def scatter(
     on_batch : callable
         Called with a shard's name and some of its rows, by several threads but for one shard in
         its order.
+    at_once : bool
+        Whether a driver that has seen the text before may ask for the rows together with their
+        description.
 
     Returns
     -------
@@ -63,20 +73,23 @@ def scatter(
     ------
     ShardSQLError
         From the first shard that fails; the query is then cancelled on the others.
+    AskAgain
+        Where it did not do to ask `at_once`; `on_batch` was not called.
     """
     parts = [_Part(topology, shard, query) for shard in shards]
     if not _can_be_asked_together(parts):
         return False
     try:
         _connect(parts)
-        if not all(part.send() for part in parts):
+        if not _send(parts, at_once=at_once):
             for part in parts:
                 part.describe()  # so that it can be rolled back, and its connection kept
             return False
         answer = agree({part.shard: part.describe() for part in parts})
+        heard = is_heard()
         for part in parts:
-            part.request(answer, on_batch)
-        _read(parts, query.query_id)
+            part.request(answer, on_batch, heard=heard)
+        _read(parts, query.query_id, at_once=at_once)
     except BaseException:
         if any(part.is_waiting for part in parts):
             cancel_query(query.query_id)
@@ -110,7 +123,15 @@ def _connect(parts: Sequence[_Part]) -> None:
             threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _read(parts: Sequence[_Part], query_id: str) -> None:
+def _send(parts: Sequence[_Part], *, at_once: bool) -> bool:
+    """Send to each part what it is asked; return False where the connection of one cannot."""
+    script = None
+    for part in parts:
+        script = part.send(script, at_once=at_once)
+    return all(part.is_sent for part in parts)
+
+
+def _read(parts: Sequence[_Part], query_id: str, *, at_once: bool) -> None:
     """Read the small answers here, and those that turn out to be large in threads."""
     poller = select.poll()
     waiting = {part.stage.fileno(): part for part in parts}
@@ -119,15 +140,19 @@ def _read(parts: Sequence[_Part], query_id: str) -> None:
     large: list[_Part] = []
     ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
     running = 0
+    # rows may have come with the description
+    found = list(waiting) if at_once else []
     while waiting or large or running:
         while large and running < _MOST_THREADS:
             large.pop(0).start(ended)
             running += 1
         if waiting:
-            found = poller.poll(_POLL_MILLISECONDS if running else _LOOK_MILLISECONDS)
+            if not found:
+                wait = _POLL_MILLISECONDS if running else _LOOK_MILLISECONDS
+                found = [descriptor for descriptor, _ in poller.poll(wait)]
             if not found and not running and is_cancelled(query_id):
                 refuse_if_cancelled(query_id, next(iter(waiting.values())).shard)
-            for descriptor, _ in found:
+            for descriptor in found:
                 part = waiting[descriptor]
                 done = part.advance()
                 if done or part.stage.is_large:
@@ -135,6 +160,7 @@ def _read(parts: Sequence[_Part], query_id: str) -> None:
                     del waiting[descriptor]
                     if not done:
                         large.append(part)
+            found = []
         while running and not (waiting and ended.empty()):
             failure = ended.get()
             running -= 1
@@ -181,15 +207,21 @@ class _Part:
             with self._keeping_failure():
                 lease.open()
 
-    def send(self) -> bool:
-        """Send what describes the query; return False where the connection cannot."""
+    def send(self, script: Any, *, at_once: bool) -> Any:
+        """Send what describes the query; return that, for the parts that come after this one."""
         if self._failure is None and self.lease is not None:
-            driver = cast(StagedDriver, self.pool.driver)
+            driver, connection = cast(StagedDriver, self.pool.driver), self.lease.connection
             with self._keeping_failure():
                 # the connection is lent: from here on, cancelling reaches it
                 refuse_if_cancelled(self._query.query_id, self.shard)
-                self._stage = driver.stage(self.lease.connection, self._query)
+                script = script or driver.script(connection, self._query)
+                self._stage = driver.stage(connection, self._query, script, at_once=at_once)
         self.is_waiting = self._stage is not None
+        return script
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether that was possible, or failed: not so where the connection cannot do it."""
         return self.is_waiting or self._failure is not None
 
     def describe(self) -> Columns | ShardSQLError:
@@ -200,9 +232,10 @@ class _Part:
             self.is_waiting = False
         return self._columns if self._failure is None else self._failure
 
-    def request(self, answer: Answer, on_batch: OnShardBatch) -> None:
+    def request(self, answer: Answer, on_batch: OnShardBatch, *, heard: bool) -> None:
         """Ask for the rows."""
-        self._reading = Reading(self.shard, answer, lambda batch: on_batch(self.shard, batch))
+        take = functools.partial(on_batch, self.shard)
+        self._reading = Reading(self.shard, answer, take, heard=heard)
         if self._failure is not None:
             raise self._failure
         with naming(self.shard, self.pool, self._query):
@@ -258,10 +291,8 @@ class _Part:
         if reading is not None:
             reading.finish(state)
 
-    @contextmanager
-    def _keeping_failure(self) -> Iterator[None]:
-        try:
-            with naming(self.shard, self.pool, self._query):
-                yield
-        except ShardSQLError as error:
-            self._failure = error
+    def _keeping_failure(self) -> naming:
+        return naming(self.shard, self.pool, self._query, self._keep)
+
+    def _keep(self, error: ShardSQLError) -> None:
+        self._failure = error

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import queue
-import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from dask.callbacks import Callback
 
 from dask_shardsql.engine.pools import Pool
 from dask_shardsql.errors import ConfigurationError, SnapshotLostError
+from dask_shardsql.progress import current_worker
 
 __all__ = ["ENDS_SNAPSHOTS", "HoldingSession", "Snapshot", "end_after_errors"]
 
@@ -218,15 +218,9 @@ ENDS_SNAPSHOTS = Callback(finish=_end_snapshots)._callback
 
 def _worker_of(key: Any) -> Any:
     """Return the ``distributed.Worker`` that runs the task of that key here, or None."""
-    if "distributed" not in sys.modules:
-        return None
-    from distributed import get_worker
-
-    with suppress(ValueError):  # not on a worker
-        worker = get_worker()
-        if worker.get_current_task() == key:  # else a task of the user's that computes in itself
-            return worker
-    return None
+    worker = current_worker()
+    # another key is that of a task of the user's that computes in itself
+    return worker if worker is not None and worker.get_current_task() == key else None
 
 
 def _first_run() -> Callable[..., bool]:

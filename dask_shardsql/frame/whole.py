@@ -7,9 +7,7 @@ it: for large answers, either costs as much as reading them.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ from dask_shardsql.engine.fetch import Answer
 from dask_shardsql.engine.registry import TopologyRef
 from dask_shardsql.engine.snapshots import Snapshot
 from dask_shardsql.frame.to_pandas import to_pandas
+from dask_shardsql.progress import current_worker
 
 __all__ = ["Parcel", "join", "read_shard", "read_slice"]
 
@@ -62,18 +61,7 @@ def read_slice(
 def join(parcels: Sequence[Parcel], answer: Answer) -> pd.DataFrame:
     """Return the partitions' tables as one DataFrame, with the index that dask would give it."""
     tables = [parcel.table for parcel in parcels]
-    return _join(tables, answer, _OnItsWay if _is_on_worker() else pd.DataFrame)
-
-
-def _is_on_worker() -> bool:
-    if "distributed" not in sys.modules:
-        return False
-    from distributed import get_worker
-
-    with suppress(ValueError):
-        get_worker()
-        return True
-    return False
+    return _join(tables, answer, pd.DataFrame if current_worker() is None else _OnItsWay)
 
 
 def _join(tables: list[pa.Table], answer: Answer, kind: type[pd.DataFrame]) -> pd.DataFrame:

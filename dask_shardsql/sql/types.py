@@ -32,6 +32,7 @@ digit is lost silently.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -89,6 +90,9 @@ class Column:
     arrow_type: pa.DataType
     nullable: bool = True
 
+    def __hash__(self) -> int:
+        return hash((self.name, self.type_name))  # an Arrow type writes itself out to be hashed
+
 
 def unconstrained_numeric() -> pa.DataType:
     """Return the Arrow type of a numeric without precision: 38 digits on each side."""
@@ -125,6 +129,11 @@ def arrow_type_of(
 
 def arrow_schema(columns: Sequence[Column]) -> pa.Schema:
     """Return the Arrow schema of `columns`."""
+    return _schema_of(tuple(columns))
+
+
+@functools.lru_cache(maxsize=256)
+def _schema_of(columns: tuple[Column, ...]) -> pa.Schema:
     return pa.schema([pa.field(c.name, c.arrow_type, c.nullable) for c in columns])
 
 

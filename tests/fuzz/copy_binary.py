@@ -1,4 +1,4 @@
-"""Fuzz the decoder of COPY BINARY, in memory that ends where no page is mapped.
+"""Fuzz the decoder of rows in binary form, in memory that ends where no page is mapped.
 
     python tests/fuzz/copy_binary.py --seconds 60             # a plain random loop over seeds
     python tests/fuzz/copy_binary.py --seed 7 --runs 1        # one of its runs again
@@ -106,8 +106,10 @@ def outcome(
         return copy_streams.raw_arrays(fields, batches)
 
 
-def check(rng: random.Random, fields: list[copy_streams.Field], stream: bytes, wire: bytes) -> Any:
-    """Decode a stream, and one in messages, each in two memories; return what came of the first."""
+def check(
+    rng: random.Random, fields: list[copy_streams.Field], stream: bytes, wire: bytes
+) -> tuple[Any, Any]:
+    """Decode a COPY, and messages, each in two memories; return what came of both."""
     options = {
         "unrepresentable": rng.choice(["raise", "null"]),
         "batch_bytes": rng.choice([1 << 10] * 5 + [1 << 14] * 4 + [64 << 20]),
@@ -133,7 +135,7 @@ def check(rng: random.Random, fields: list[copy_streams.Field], stream: bytes, w
     framed = outcome(fields, receive, 0xFF, size, **options)
     if (second := outcome(fields, receive, 0, size, **options)) != framed:
         raise AssertionError(f"other bytes than those sent were read: {framed} and {second}")
-    return first
+    return first, framed
 
 
 def run(seed: int) -> bool:
@@ -143,12 +145,16 @@ def run(seed: int) -> bool:
     encoded = copy_streams.encode_rows(fields, rows)
     parts = [copy_streams.HEADER, *encoded, copy_streams.TRAILER]
     stream = mutate(rng, b"".join(parts))
-    wire = b"".join(copy_streams.message(b"d", mutate(rng, part)) for part in parts)
-    if rng.random() < 0.2:
-        wire = mutate(rng, wire)
-    found = check(rng, fields, stream, wire)
-    if stream == b"".join(parts) and found != copy_streams.expected_arrays(fields, rows):
-        raise AssertionError(f"a valid stream became {found}")
+    whole = b"".join(copy_streams.message(b"D", row) for row in encoded)
+    wire = b"".join(copy_streams.message(b"D", mutate(rng, row)) for row in encoded)
+    if (dice := rng.random()) < 0.4:
+        wire = whole if dice < 0.2 else mutate(rng, wire)
+    found, framed = check(rng, fields, stream, wire)
+    expected = copy_streams.expected_arrays(fields, rows)
+    if stream == b"".join(parts) and found != expected:
+        raise AssertionError(f"a valid COPY became {found}")
+    if wire == whole and framed != expected:
+        raise AssertionError(f"valid messages became {framed}")
     return isinstance(found, list)
 
 
@@ -158,7 +164,7 @@ def fuzz_one_input(data: bytes) -> None:
     fields, rows = copy_streams.random_table(rng)
     head = copy_streams.HEADER + b"".join(copy_streams.encode_rows(fields, rows[:2]))
     stream = head[: len(head) - len(data) % 40] + data[4:]
-    check(rng, fields, stream, copy_streams.message(b"d", stream))
+    check(rng, fields, stream, copy_streams.message(b"D", stream[len(copy_streams.HEADER) :]))
 
 
 def main() -> None:

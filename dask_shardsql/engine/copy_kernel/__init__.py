@@ -1,4 +1,4 @@
-"""The compiled part of reading COPY BINARY: PostgreSQL's rows -> Arrow's columnar format.
+"""The compiled part of reading rows in binary form: PostgreSQL's rows -> Arrow's columnar format.
 
 One kernel serves every query: a matrix of numbers, the plan, tells it for each column what its
 values are and where they go. It never calls Python and holds no lock of Python's, so that shards

@@ -25,6 +25,8 @@ class Kind(IntEnum):
     UUID = 12
     LIST = 13
 
+    __hash__ = int.__hash__  # that of an Enum is slow, and they are looked up by the column
+
 
 class Status(IntEnum):
     """Why the kernel stopped."""
@@ -32,8 +34,8 @@ class Status(IntEnum):
     NEED = -1  # more bytes: at least INFO.AMOUNT of them from the position on
     FULL = -2  # column INFO.COLUMN has no room for INFO.AMOUNT more, or -1: the rows are full
     DONE = -3  # the end of the data was read
-    MESSAGE = -4  # another message than CopyData is at the position
-    MALFORMED = -5  # this is no COPY BINARY of these columns
+    MESSAGE = -4  # another message than DataRow is at the position
+    MALFORMED = -5  # these are no rows of these columns
     UNREPRESENTABLE = -6  # a value does not fit; INFO tells which and where it is
     CLOSED = -7  # the server closed the connection
     WAITING = -8  # nothing came for a while
@@ -61,7 +63,7 @@ class INFO(IntEnum):
 
     POSITION = 0
     END = 1  # of the bytes received
-    MESSAGE_END = 2  # of the CopyData message that the position is in
+    MESSAGE_END = 2  # of the DataRow message that the position is in
     ROWS = 3  # complete ones in the arena
     STARTED = 4  # 1 when the header of the stream has been read, 2 when its end has
     COLUMN = 5

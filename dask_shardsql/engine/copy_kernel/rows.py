@@ -1,6 +1,7 @@
 """Rows in a buffer, or from a socket -> columns in the arena.
 
-Row format: PostgreSQL manual, COPY, "Binary Format"; messages: ibid., "Message Formats", CopyData.
+Rows in a file of COPY, and those in DataRow messages with all values in binary form, are the same
+bytes: PostgreSQL manual, COPY, "Binary Format"; ibid., "Message Formats", DataRow.
 
 Every length in the stream is checked against the end of its row before a byte of it is read, and
 every target against the capacity in the plan before one is written. A row counts only once it is
@@ -39,6 +40,8 @@ from dask_shardsql.engine.copy_kernel.values import (
 __all__ = ["decode", "pump"]
 
 _MAGIC = tuple(b"PGCOPY\n\xff\r\n\0")
+_DATA_ROW = ord("D")
+_LEAST_DATA_ROW = 6  # its length, and the number of its values
 _MOST = 2**63 - 1
 _FIELDS = len(PLAN)
 
@@ -127,7 +130,8 @@ def decode(source, info, plan, columns, arena, framed):
     arena : int
         Address of where Arrow's buffers are written; behind each of them there are 8 to spare.
     framed : bool
-        Whether the rows come in CopyData messages, or plain.
+        Whether the rows come in DataRow messages, one in each, or as a file of COPY, with what
+        that has before and behind them.
     """
     position, end = item(info, INFO.POSITION), item(info, INFO.END)
     message_end = item(info, INFO.MESSAGE_END)
@@ -143,11 +147,11 @@ def decode(source, info, plan, columns, arena, framed):
                     set_item(info, INFO.AMOUNT, 5)
                     status = Status.NEED
                     break
-                if get8(source, position) != 100:
+                if get8(source, position) != _DATA_ROW:
                     status = Status.MESSAGE
                     break
                 length = signed32(source, position + 1)
-                if length < 4:
+                if length < _LEAST_DATA_ROW:
                     status = Status.MALFORMED
                     break
                 if length + 1 > end - position:
@@ -159,10 +163,10 @@ def decode(source, info, plan, columns, arena, framed):
             stop = message_end
         else:
             stop = end
-        if item(info, INFO.STARTED) == 0:
+        if not framed and item(info, INFO.STARTED) == 0:
             if stop - position < 19:
                 set_item(info, INFO.AMOUNT, 19)
-                status = Status.MALFORMED if framed else Status.NEED
+                status = Status.NEED
                 break
             good = True
             for index in range(11):
@@ -174,12 +178,10 @@ def decode(source, info, plan, columns, arena, framed):
                 break
             if extension > stop - position - 19:
                 set_item(info, INFO.AMOUNT, 19 + extension)
-                status = Status.MALFORMED if framed else Status.NEED
+                status = Status.NEED
                 break
             position += 19 + extension
             set_item(info, INFO.STARTED, 1)
-            continue
-        if framed and position >= message_end:
             continue
         if item(info, INFO.STARTED) == 2:
             status = Status.MALFORMED
@@ -194,10 +196,13 @@ def decode(source, info, plan, columns, arena, framed):
             if status == Status.DONE:
                 position += 2
                 set_item(info, INFO.STARTED, 2)
-                if framed and position != message_end:
+                if framed:
                     status = Status.MALFORMED
             elif status == Status.NEED:
                 set_item(info, INFO.AMOUNT, end - position + 1)
+            break
+        if framed and after != message_end:
+            status = Status.MALFORMED
             break
         position = after
         row += 1

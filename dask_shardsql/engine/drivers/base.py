@@ -15,7 +15,16 @@ from dask_shardsql.errors import ConfigurationError, ShardSQLError
 from dask_shardsql.sql.types import Column
 from dask_shardsql.topology import Server
 
-__all__ = ["Columns", "Driver", "OnBatch", "Query", "Stage", "StagedDriver", "driver_named"]
+__all__ = [
+    "AskAgain",
+    "Columns",
+    "Driver",
+    "OnBatch",
+    "Query",
+    "Stage",
+    "StagedDriver",
+    "driver_named",
+]
 
 ENTRY_POINT_GROUP = "dask_shardsql.drivers"
 
@@ -52,6 +61,10 @@ class Query:
     find_not_null: bool = False
     snapshot: str | None = None
     batch_bytes: int = 64 << 20
+
+
+class AskAgain(Exception):  # noqa: N818 - not an error: whoever asks at once catches it
+    """The rows were asked for in a form that they turn out not to have: ask, but not at once."""
 
 
 @runtime_checkable
@@ -137,8 +150,17 @@ class Stage(Protocol):
 class StagedDriver(Driver, Protocol):
     """A driver that can read in steps, so that one thread can ask many servers at once."""
 
-    def stage(self, connection: Any, query: Query) -> Stage | None:
-        """Send what describes the query; None where this connection cannot do so."""
+    def script(self, connection: Any, query: Query) -> Any:
+        """Return what is to be sent for a query, which is the same for all connections."""
+
+    def stage(
+        self, connection: Any, query: Query, script: Any, *, at_once: bool = False
+    ) -> Stage | None:
+        """Send what describes the query; None where this connection cannot do so.
+
+        If `at_once`, the rows may be asked for with it, from what is known of the same text;
+        whatever is called then raises :class:`AskAgain` where they have another form.
+        """
 
 
 @functools.cache

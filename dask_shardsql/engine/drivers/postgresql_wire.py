@@ -1,9 +1,10 @@
 """Using the socket of a psycopg2 connection without psycopg2.
 
 psycopg2 hands over a COPY one row at a time, each through a call into Python that holds the
-interpreter's lock: that, not the decoding, is most of its cost. Here queries are written to the
-connection's socket and the answers read from it, rows by the compiled kernel in large pieces; and
-a query can be sent to many servers before any answer is waited for.
+interpreter's lock: that, not the decoding, is most of its cost; other rows it asks for as text.
+Here queries are written to the connection's socket and the answers read from it, rows by the
+compiled kernel in large pieces; and a query can be sent to many servers before any answer is
+waited for.
 
 Why that is sound. libpq keeps no thread of its own and touches the socket only within a call. It
 is idle before (its last call has returned, with the server's ReadyForQuery) and finds the server
@@ -13,7 +14,7 @@ follows leads out all the same. Bytes that libpq would have to decrypt (TLS, GSS
 then `copy_expert` is used. A change of a parameter that libpq goes by, and of which it would not
 know, spoils the connection for the next query. Whatever else goes wrong in the middle closes it.
 
-Messages: PostgreSQL manual, "Message Formats" and "COPY Operations".
+Messages: PostgreSQL manual, "Message Flow" and "Message Formats".
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ __all__ = [
     "parse_error",
     "parse_row",
     "receive_some",
-    "send_query",
+    "send",
     "tell_what_is_wrong",
 ]
 
@@ -64,6 +65,13 @@ class Session(pgx.connection):
             and not _is_gss_encrypted(self)
             and not self.async_
         )
+
+    @functools.cached_property
+    def poller(self) -> select.poll:
+        """Tells whether the server has said something."""
+        poller = select.poll()
+        poller.register(self.fileno(), select.POLLIN)
+        return poller
 
     @functools.cached_property
     def _canceller(self) -> int | None:
@@ -110,13 +118,8 @@ class ServerError(NamedTuple):
     hint: str | None = None
 
 
-def send_query(descriptor: int, *texts: str) -> None:
-    """Send simple queries, each of which is answered up to a ReadyForQuery."""
-    messages = []
-    for text in texts:
-        body = text.encode("utf-8")
-        messages.append(b"Q" + struct.pack(">i", len(body) + 5) + body + b"\0")
-    data = memoryview(b"".join(messages))
+def send(descriptor: int, data: bytes) -> None:
+    """Write to a socket that does not block; wait while it takes no more."""
     while data:
         try:
             data = data[os.write(descriptor, data) :]

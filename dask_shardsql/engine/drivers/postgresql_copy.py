@@ -1,0 +1,119 @@
+"""Reading over libpq, where a session's bytes are encrypted: described, then sent by COPY.
+
+psycopg2's ``copy_expert`` hands over the binary form of the rows, which no other call of it does.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import psycopg2
+
+from dask_shardsql.engine.copy_arena import Kinds
+from dask_shardsql.engine.copy_binary import CopyDecoder, CopyFile
+from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
+from dask_shardsql.engine.drivers.postgresql_params import merge_params
+from dask_shardsql.engine.drivers.postgresql_script import begin
+from dask_shardsql.engine.drivers.postgresql_types import (
+    Described,
+    columns_of,
+    fields_of_cursor,
+    makes_nulls,
+)
+from dask_shardsql.engine.drivers.postgresql_wire import ServerError
+from dask_shardsql.errors import ColumnError
+
+__all__ = ["describe", "describing", "in_own_text", "read", "runner"]
+
+_DESCRIBE, _DESCRIBE_END = "SELECT * FROM (\n", "\n) AS dask_shardsql LIMIT 0"
+_COPY_START, _COPY_END = "(\n", "\n)"
+_BUFFER_BYTES = 1 << 20
+
+
+def describe(cursor: Any, query: Query) -> Described:
+    """Begin the transaction of a query, and describe it."""
+    text = merge_params(cursor, query)
+    cursor.execute(begin(query) + describing(text))
+    if not cursor.description:
+        raise ColumnError("the query returns no columns")
+    find_not_null = query.find_not_null and not makes_nulls(text)
+    return columns_of(fields_of_cursor(cursor.description), runner(cursor), find_not_null)
+
+
+def read(
+    cursor: Any, query: Query, resolve: Callable[[Columns], Columns], on_batch: OnBatch
+) -> None:
+    """Begin the transaction of a query, and read its rows.
+
+    Whatever stops the COPY but the server's own refusal closes the connection.
+    """
+    described = describe(cursor, query)
+    columns = resolve(described.columns)
+    kinds = described.kinds(columns)
+    decoder = CopyDecoder(columns, kinds, query.unrepresentable, on_batch, query.batch_bytes)
+    copy = _copy_of(merge_params(cursor, query), kinds)
+    try:
+        with io.BufferedWriter(CopyFile(decoder), _BUFFER_BYTES) as buffer:
+            cursor.copy_expert(copy, buffer)
+        decoder.finish()
+    except psycopg2.Error:
+        raise
+    except BaseException:  # do not wait for rows that nobody wants
+        with suppress(psycopg2.Error):
+            cursor.connection.close()
+        raise
+
+
+def describing(text: str) -> str:
+    """Return what describes a query without running it."""
+    return _DESCRIBE + text + _DESCRIBE_END
+
+
+def runner(cursor: Any) -> Callable[[str], Sequence[Sequence[Any]]]:
+    """Return what runs a query with a cursor and returns its rows."""
+
+    def run(sql: str) -> Sequence[Sequence[Any]]:
+        cursor.execute(sql)
+        rows: Sequence[Sequence[Any]] = cursor.fetchall()
+        return rows
+
+    return run
+
+
+def in_own_text(error: ServerError, sent: str) -> tuple[ServerError, str]:
+    """Return an error with its position in the user's own text, and that."""
+    prefix, end = (_DESCRIBE, _DESCRIBE_END) if _DESCRIBE in sent else (_COPY_START, _COPY_END)
+    if prefix not in sent:
+        return error, sent
+    start = sent.index(prefix) + len(prefix)
+    text = sent[start : sent.rfind(end)]
+    if error.position is None:
+        return error, text
+    position = error.position - start
+    if position > len(text) and error.sqlstate == "42601":
+        return error._replace(message="syntax error at end of input", position=len(text) + 1), text
+    within = 0 < position <= len(text) + 1
+    return error._replace(position=position if within else None), text
+
+
+def _copy_of(text: str, kinds: Sequence[Kinds]) -> str:
+    """Return the COPY of a query; columns that are of no kind are sent in their text form.
+
+    That is what their output function writes, which a cast to text is not for every type, and which
+    ``format`` calls. It makes an empty text of a NULL, and IS NULL holds for a row of NULLs too.
+    """
+    if not all(kinds):
+        names = [f"c{number}" for number in range(len(kinds))]
+        chosen = [
+            name
+            if kind
+            else f"CASE WHEN pg_catalog.num_nulls({name}) = 0 "
+            f"THEN pg_catalog.format('%s', {name}) END"
+            for name, kind in zip(names, kinds, strict=True)
+        ]
+        whole = f"SELECT {', '.join(chosen)} FROM {_COPY_START}{text}{_COPY_END}"
+        return f"COPY ({whole} AS dask_shardsql ({', '.join(names)})) TO STDOUT (FORMAT binary)"
+    return f"COPY {_COPY_START}{text}{_COPY_END} TO STDOUT (FORMAT binary)"

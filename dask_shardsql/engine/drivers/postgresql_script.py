@@ -1,0 +1,150 @@
+"""What is sent over a session's socket for one query: see `postgresql_stage.py` for the order.
+
+The user's text goes to the server as it is, through the extended query protocol: the server itself
+refuses a second statement in it, describes it without running it, and sends each column in binary
+form or as text, whichever is asked for (PostgreSQL manual, "Message Flow", "Extended Query"). What
+begins and ends the transaction are simple queries, each a message of its own, so that nothing that
+a text has opened reaches beyond it.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dask_shardsql.engine.drivers.base import Query
+from dask_shardsql.engine.drivers.postgresql_slices import SLICE_SETTINGS
+
+__all__ = ["RESET", "KnownTexts", "Request", "Script", "begin", "simple_query"]
+
+_PINS = (
+    "SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, MDY'; "
+    "SET LOCAL IntervalStyle = 'postgres'; SET LOCAL extra_float_digits = 3; "
+    "SET LOCAL bytea_output = 'hex'; SET LOCAL application_name = '{name}'; "
+)
+RESET = (
+    "; RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; "
+    "SELECT pg_catalog.pg_advisory_unlock_all()"
+)
+"""A query can set parameters or take locks for its session: the next one must not find them."""
+
+_MOST_KNOWN = 1000
+
+
+def begin(query: Query) -> str:
+    """Return what begins the transaction that a query is read in."""
+    start = "BEGIN READ ONLY; "
+    if query.snapshot is not None:
+        snapshot = query.snapshot.replace("'", "''")
+        start = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; "
+        start += f"SET TRANSACTION SNAPSHOT '{snapshot}'; {SLICE_SETTINGS}"
+    name = f"dask_shardsql:{query.query_id}".replace("'", "")[:63]
+    return start + _PINS.format(name=name)
+
+
+class Request(NamedTuple):
+    """Messages, and for each ReadyForQuery that answers them the text that it is about."""
+
+    messages: bytes
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Script:
+    """What there is to be sent for one query, on whichever connection.
+
+    Parameters
+    ----------
+    begin : str
+        Begins the transaction.
+    sql : str
+        The query, with its parameters merged into it.
+    """
+
+    begin: str
+    sql: str
+
+    @functools.cached_property
+    def description(self) -> Request:
+        """Begin, describe, and see whether it may be run."""
+        messages = (simple_query(self.begin), _parse(self.sql), _DESCRIBE, _bind(()), _SYNC)
+        return Request(b"".join(messages), (self.begin, self.sql))
+
+    @functools.cached_property
+    def all_at_once(self) -> Request:
+        """Begin, describe, read all columns in binary form, and end."""
+        rows = self.rows((True,), parse=False)
+        messages = (simple_query(self.begin), _parse(self.sql), _DESCRIBE, rows.messages)
+        return Request(b"".join(messages), (self.begin, *rows.texts))
+
+    def rows(self, in_binary: Sequence[bool], *, parse: bool) -> Request:
+        """Read the rows, and end.
+
+        Parameters
+        ----------
+        in_binary : sequence of bool
+            Whether each column is sent in binary form, or as text; one for all where all are.
+        parse : bool
+            Whether the text is to be sent again, as simple queries make the server forget it.
+        """
+        parsed = _parse(self.sql) if parse else b""
+        messages = (parsed, _bind(in_binary), _EXECUTE, _SYNC, simple_query(_COMMIT))
+        return Request(b"".join(messages), (self.sql, _COMMIT))
+
+    @property
+    def roll_back(self) -> Request:
+        """End without having read all."""
+        return Request(simple_query(_ROLL_BACK), (_ROLL_BACK,))
+
+
+class KnownTexts:
+    """The latest texts whose columns had all a binary form; for all threads."""
+
+    def __init__(self) -> None:
+        self._texts: OrderedDict[str, None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __contains__(self, text: str) -> bool:
+        return text in self._texts
+
+    def note(self, text: str, *, known: bool) -> None:
+        """Take note of whether it is one of them."""
+        if known == (text in self._texts):
+            return
+        with self._lock:
+            if not known:
+                self._texts.pop(text, None)
+                return
+            self._texts[text] = None
+            if len(self._texts) > _MOST_KNOWN:
+                self._texts.popitem(last=False)
+
+
+def simple_query(text: str) -> bytes:
+    """Return the message that runs a text; it is answered up to a ReadyForQuery."""
+    return _message(b"Q", text.encode("utf-8") + b"\0")
+
+
+def _parse(sql: str) -> bytes:
+    return _message(b"P", b"\0%b\0\0\0" % sql.encode("utf-8"))
+
+
+def _bind(in_binary: Sequence[bool]) -> bytes:
+    """Without parameters, for the statement that was parsed last; as text where nothing is said."""
+    forms = in_binary[:1] if in_binary and all(in_binary) else in_binary
+    return _message(b"B", struct.pack(f">2xhhh{len(forms)}h", 0, 0, len(forms), *forms))
+
+
+def _message(kind: bytes, body: bytes) -> bytes:
+    return b"%b%b%b" % (kind, struct.pack(">i", len(body) + 4), body)
+
+
+_DESCRIBE = _message(b"D", b"S\0")
+_EXECUTE = _message(b"E", b"\0" + bytes(4))
+_SYNC = _message(b"S", b"")
+_COMMIT, _ROLL_BACK = "COMMIT" + RESET, "ROLLBACK" + RESET

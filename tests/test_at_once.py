@@ -1,0 +1,175 @@
+"""A text that was read before is asked for at once: the same answers, whatever has changed."""
+
+from __future__ import annotations
+
+import psycopg2.extensions as pgx
+import pytest
+from sessions import check_that_sessions_are_left_well, own_shards
+
+import dask_shardsql as dss
+from dask_shardsql.engine import pools
+from dask_shardsql.engine.drivers.postgresql_stage import PostgreSQLStage
+
+
+@pytest.fixture
+def shards(servers):
+    topology = own_shards(servers)
+    yield topology
+    check_that_sessions_are_left_well(servers, topology)
+    pools.close_all()
+
+
+@pytest.fixture
+def table(servers, table_name):
+    servers.execute(f"CREATE TABLE {table_name} (a int4, b text)")
+    servers.execute(f"INSERT INTO {table_name} VALUES (1, 'x'), (2, NULL)")
+    yield table_name
+    servers.execute(f"DROP TABLE IF EXISTS {table_name}")
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    """How each shard was asked: True where at once."""
+    seen = []
+    real = PostgreSQLStage.__init__
+
+    def init(self, *args, **options):
+        real(self, *args, **options)
+        seen.append(self._at_once)
+
+    monkeypatch.setattr(PostgreSQLStage, "__init__", init)
+    return seen
+
+
+def asked(stages):
+    """Return how the shards were asked since the last time."""
+    found = stages[:]
+    stages.clear()
+    return found
+
+
+def test_the_second_time_all_is_asked_at_once(shards, table, stages):
+    sql = f"SELECT a, b FROM {table} WHERE a < %s ORDER BY a"
+    first = dss.collect(sql, shards, (3,))
+    assert asked(stages) == [False] * 4
+    assert dss.collect(sql, shards, (3,)) == first
+    assert asked(stages) == [True] * 4
+    assert dss.collect(sql, shards, (2,)).to_pylist() == [{"a": 1, "b": "x"}] * 4
+    assert dss.collect(sql, shards, (0,)).schema == first.schema
+    assert dss.collect(sql, shards, (3,), types={"a": "int64"})["a"].to_pylist() == [1, 2] * 4
+    assert asked(stages) == [True] * 8 + [False] * 4
+    assert dss.collect(sql, shards, (3,), shard_column="s").num_columns == 3
+    assert dss.collect(sql, shards, (3,), check_schema=False) == first
+    assert asked(stages) == [True] * 8
+
+
+def test_a_text_that_needs_text_columns_is_asked_in_steps(shards, stages):
+    sql = "SELECT '10.0.0.1'::inet AS a, 1 AS b"
+    for _ in range(2):
+        assert dss.collect(sql, shards)["a"].to_pylist() == ["10.0.0.1"] * 4
+    assert asked(stages) == [False] * 8
+
+
+@pytest.mark.parametrize("rows", ["2", "100000"])
+def test_a_type_that_has_changed_in_between(servers, shards, table, stages, rows):
+    servers.execute(
+        f"INSERT INTO {table} SELECT 1, repeat('y', 90) FROM generate_series(3, {rows})"
+    )
+    sql = f"SELECT * FROM {table}"
+    for _ in range(2):
+        assert dss.collect(sql, shards).num_rows == 4 * int(rows)
+    for kind, arrow, how in (
+        ("int8", "int64", [True] * 4),
+        ("inet USING ('10.0.0.' || a)::inet", "string", [True] * 4 + [False] * 4),
+        ("text", "string", [False] * 4),
+        ("text[] USING ARRAY[a]", "list<item: string>", [True] * 4),
+    ):
+        servers.execute(f"ALTER TABLE {table} ALTER a TYPE {kind}")
+        stages.clear()
+        found = dss.collect(sql, shards)
+        assert (found.num_rows, str(found.schema.field("a").type)) == (4 * int(rows), arrow)
+        assert asked(stages) == how
+    servers.execute(f"ALTER TABLE {table} DROP a")
+    assert dss.collect(sql, shards).column_names == ["b"]
+
+
+def test_the_parameters_may_change_the_type(shards, stages):
+    sql = "SELECT %s AS v"
+    for value, expected in (
+        (5, 5),
+        (6, 6),
+        ("x", "x"),
+        (pgx.AsIs("'10.0.0.1'::inet"), "10.0.0.1"),
+        (True, True),
+        ([1, 2], [1, 2]),
+        (None, None),
+    ):
+        assert dss.collect(sql, shards, (value,))["v"].to_pylist() == [expected] * 4
+    assert True in stages
+    assert False in stages
+
+
+def test_what_has_changed_on_one_shard_only(servers, shards, table, stages):
+    sql = f"SELECT * FROM {table}, generate_series(1, 1000000)"
+    few = sql + " LIMIT 2"
+    for _ in range(2):
+        dss.collect(few, shards)
+    with servers.session("s2") as cursor:
+        cursor.execute(f"ALTER TABLE {table} ALTER a TYPE int8")
+    with pytest.raises(dss.SchemaMismatchError, match="s2"):
+        dss.collect(few, shards)
+    with pytest.raises(dss.SchemaMismatchError, match="s2"):
+        dss.collect(sql, shards)
+    with servers.session("s2") as cursor:
+        cursor.execute(f"DROP TABLE {table}")
+    for _ in range(2):
+        with pytest.raises(dss.QueryError, match="does not exist") as caught:
+            dss.collect(few, shards)
+        assert caught.value.shard == "s2"
+        assert caught.value.sqlstate == "42P01"
+
+
+@pytest.mark.parametrize("when", ["described", "begun", "read"])
+def test_an_error_says_the_same_at_once(shards, when):
+    sql = {
+        "described": "SELECT 1 AS v\nWHERE 1 = ",
+        "begun": "SELECT 1 / (1 - ",
+        "read": "SELECT 1 / (g - 500) AS v FROM generate_series(1, 1000) g WHERE g < ",
+    }[when]
+    good, bad = {"described": ("1", "nope"), "begun": ("0)", "1)"), "read": ("9", "999")}[when]
+
+    def failure():
+        with pytest.raises(dss.QueryError) as caught:
+            dss.collect(sql + "%s", shards, (pgx.AsIs(bad),))
+        return str(caught.value), caught.value.position, caught.value.query
+
+    expected = failure()
+    for _ in range(2):
+        dss.collect(sql + "%s", shards, (pgx.AsIs(good),))
+    assert failure() == expected
+    assert failure() == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "x\n'; DROP TABLE {table}; --",
+        "x\n*/ ; DROP TABLE {table} ; SELECT $q$\n/* $q$ --",
+        "x\n) TO STDOUT; DROP TABLE {table}; COPY (SELECT 1 --",
+        "x\n",
+    ],
+)
+def test_a_comment_that_a_parameter_leaves_reaches_nothing_else(shards, table, value):
+    sql = f"SELECT a FROM {table} -- %s"
+    for _ in range(2):
+        dss.collect(sql, shards, ("x",))
+    with pytest.raises((dss.QueryError, dss.StatementError)):
+        dss.collect(sql, shards, (value.format(table=table),))
+    assert dss.collect(sql, shards, ("x",)).num_rows == 8
+
+
+def test_what_a_query_sets_is_reset_at_once_too(shards):
+    sql = "SELECT current_setting('work_mem') AS before, set_config('work_mem', %s, false) AS after"
+    found = [dss.collect(sql, shards, (f"{n}MB",)).to_pylist() for n in (11, 12, 13)]
+    assert [{row["after"] for row in rows} for rows in found] == [{"11MB"}, {"12MB"}, {"13MB"}]
+    assert len({row["before"] for rows in found for row in rows}) == 1
