@@ -118,15 +118,16 @@ def collect(
     )
     options = SplitOptions(partitions_per_shard, partition_size, partition_by, partition_method)
     is_simple = not options.is_asked_for and runs_here(scheduler)
-    tables = _scattered(asked) if is_simple else None
-    if tables is None:
-        prepared = describe(asked, scheduler)
-        how = split(prepared, options, scheduler=scheduler)
-        tables = _tables(prepared, scheduler) if how is None else _slices(prepared, how, scheduler)
+    table = _scattered(asked) if is_simple else None
+    if table is not None:
+        return table
+    prepared = describe(asked, scheduler)
+    how = split(prepared, options, scheduler=scheduler)
+    tables = _tables(prepared, scheduler) if how is None else _slices(prepared, how, scheduler)
     return pa.concat_tables(tables).replace_schema_metadata()
 
 
-def _scattered(asked: AskedQuery, *, at_once: bool = True) -> list[pa.Table] | None:
+def _scattered(asked: AskedQuery, *, at_once: bool = True) -> pa.Table | None:
     """Return the shards' rows, read by this thread; None where their driver cannot do that."""
     batches: dict[str, list[pa.RecordBatch]] = {shard: [] for shard in asked.shards}
     schemas: list[pa.Schema] = []
@@ -147,7 +148,7 @@ def _scattered(asked: AskedQuery, *, at_once: bool = True) -> list[pa.Table] | N
         again = replace(asked.query, query_id=new_query_id())  # as the old one was cancelled
         return _scattered(replace(asked, query=again), at_once=False)
     in_order = [batch for shard in asked.shards for batch in batches[shard]]
-    return [pa.Table.from_batches(in_order, schemas[0])]
+    return pa.Table.from_batches(in_order, schemas[0])
 
 
 def _tables(prepared: PreparedQuery, scheduler: Any) -> list[pa.Table]:

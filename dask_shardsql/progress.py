@@ -75,8 +75,8 @@ def emit(event: ShardEvent) -> None:
 
 
 def is_heard() -> bool:
-    """Whether there is anybody to tell: a listener, or a Dask worker that this runs on."""
-    return bool(_listeners) or current_worker() is not None
+    """Whether anybody in this process listens; a Dask worker's events are heard elsewhere."""
+    return bool(_listeners)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from dask_shardsql.errors import (
     SchemaMismatchError,
     ShardSQLError,
 )
-from dask_shardsql.progress import ShardEvent, emit, is_heard
+from dask_shardsql.progress import ShardEvent, current_worker, emit, is_heard
 from dask_shardsql.sql.types import arrow_schema
 from dask_shardsql.topology import Topology
 
@@ -145,17 +145,17 @@ class Reading:
         The query, and the columns it must have.
     on_batch : callable
         Gets the rows.
-    heard : bool, optional
-        Whether anybody listens, where that is known already.
+    on_worker : bool, optional
+        Whether this runs on a Dask worker, where that is known already.
     """
 
     def __init__(
-        self, shard: str, answer: Answer, on_batch: OnBatch, *, heard: bool | None = None
+        self, shard: str, answer: Answer, on_batch: OnBatch, *, on_worker: bool | None = None
     ) -> None:
         self._shard, self._answer, self._on_batch = shard, answer, on_batch
         self._started = time.monotonic()
         self._rows = self._bytes = 0
-        self._is_heard = is_heard() if heard is None else heard
+        self._on_worker = current_worker() is not None if on_worker is None else on_worker
         self._tell("started")
 
     def __enter__(self) -> Self:
@@ -202,7 +202,7 @@ class Reading:
         self._tell("reading")
 
     def _tell(self, state: str) -> None:
-        if not self._is_heard:
+        if not (self._on_worker or is_heard()):
             return
         seconds = time.monotonic() - self._started
         query_id = self._answer.query.query_id

@@ -22,7 +22,7 @@ from dask_shardsql.engine.drivers.base import Columns, Query, Stage, StagedDrive
 from dask_shardsql.engine.fetch import Answer, Reading, naming
 from dask_shardsql.engine.pools import Lease, pool_of
 from dask_shardsql.errors import ShardSQLError
-from dask_shardsql.progress import is_heard
+from dask_shardsql.progress import current_worker
 from dask_shardsql.topology import Topology
 
 __all__ = ["scatter"]
@@ -86,9 +86,9 @@ def scatter(
                 part.describe()  # so that it can be rolled back, and its connection kept
             return False
         answer = agree({part.shard: part.describe() for part in parts})
-        heard = is_heard()
+        on_worker = current_worker() is not None
         for part in parts:
-            part.request(answer, on_batch, heard=heard)
+            part.request(answer, on_batch, on_worker=on_worker)
         _read(parts, query.query_id, at_once=at_once)
     except BaseException:
         if any(part.is_waiting for part in parts):
@@ -232,10 +232,10 @@ class _Part:
             self.is_waiting = False
         return self._columns if self._failure is None else self._failure
 
-    def request(self, answer: Answer, on_batch: OnShardBatch, *, heard: bool) -> None:
+    def request(self, answer: Answer, on_batch: OnShardBatch, *, on_worker: bool) -> None:
         """Ask for the rows."""
         take = functools.partial(on_batch, self.shard)
-        self._reading = Reading(self.shard, answer, take, heard=heard)
+        self._reading = Reading(self.shard, answer, take, on_worker=on_worker)
         if self._failure is not None:
             raise self._failure
         with naming(self.shard, self.pool, self._query):

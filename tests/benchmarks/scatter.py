@@ -3,7 +3,8 @@
     python tests/benchmarks/scatter.py [--scale 0.01] [--rounds 300] [--topology shards.toml]
 
 TPC-H orders over four shards; the key is a parameter, another one in each round. psycopg2 has a
-thread and an open connection for each shard, both kept. All ways run in every round, in an order
+thread and an open connection for each shard, both kept; by default it begins a transaction, and is
+told to commit, as ``collect`` does. All ways run in every round, in an order
 that changes. Printed as Markdown: medians, 95th percentiles and ratios of the medians, of the time
 that passes and of this process's CPU time.
 """
@@ -101,10 +102,8 @@ def main() -> None:
         some = "SELECT o_orderkey FROM orders ORDER BY random() LIMIT 100"
         keys = [key for login in shards for (key,) in ask(login, some)]
         ways = {
+            "psycopg2 in threads": stack.enter_context(psycopg2_way(shards, False)),
             "psycopg2 in threads, autocommit": stack.enter_context(psycopg2_way(shards, True)),
-            "psycopg2 in threads, BEGIN and COMMIT": stack.enter_context(
-                psycopg2_way(shards, False)
-            ),
             "**dss.collect**": collect_way(topology),
             "**dss.collect**, check_schema=False": collect_way(topology, check_schema=False),
         }

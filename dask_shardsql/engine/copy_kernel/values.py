@@ -40,8 +40,13 @@ _LEAST = -(2**63)
 
 
 @njit(nogil=True)
-def _numeric128(source, start, length, scale, digits, target, to):
-    """Write a numeric as a decimal128; return whether it is malformed (2), does not fit (1)."""
+def _check_numeric(source, start, length, scale, digits):
+    """Check a numeric: 2 if it is malformed, 1 if it does not fit.
+
+    It is a header and groups of four digits, the first of them at the position `weight`, where 0 is
+    the one before the point, which has at most `digits` before it. The groups behind those that
+    the scale asks for must be zero.
+    """
     if length < 8:
         return 2
     count = signed16(source, start)
@@ -51,11 +56,32 @@ def _numeric128(source, start, length, scale, digits, target, to):
         return 2
     if sign != 0 and sign != 0x4000:
         return 1 if sign == 0xC000 or sign == 0xD000 or sign == 0xF000 else 2
+    for index in range(count):
+        if load16(source, start + 8 + 2 * index) > 9999:
+            return 2
+    if count > 0 and weight >= 0:
+        first = load16(source, start + 8)
+        room = digits - 4 * weight
+        if room <= 0:
+            return 1
+        if room < 4 and first >= (10 if room == 1 else (100 if room == 2 else 1000)):
+            return 1
+    for index in range(max(np.int64(0), weight + ((scale + 3) // 4) + 1), count):
+        if load16(source, start + 8 + 2 * index) != 0:
+            return 1
+    return 0
+
+
+@njit(nogil=True)
+def _numeric128(source, start, length, scale, digits, target, to):
+    """Write a numeric as a decimal128; return whether it is malformed (2), does not fit (1)."""
+    problem = _check_numeric(source, start, length, scale, digits)
+    if problem != 0:
+        return problem
+    count = signed16(source, start)
+    weight = signed16(source, start + 2)
     low, high = np.uint64(0), np.uint64(0)
     if count > 0:
-        problem = _check_digits(source, start, count, weight, digits)
-        if problem != 0:
-            return problem
         last = -((scale + 3) // 4)  # position of the last group of four digits that counts
         rest = scale + 4 * last  # minus the digits of that group that do not count
         for position in range(weight, last - 1, -1):
@@ -75,10 +101,7 @@ def _numeric128(source, start, length, scale, digits, target, to):
             two = (low >> half) * factor + (one >> half)
             high = high * factor + (two >> half)
             low = (two << half) | (one & mask)
-        for index in range(max(np.int64(0), weight - last + 1), count):
-            if load16(source, start + 8 + 2 * index) != 0:
-                return 1
-    if sign == 0x4000:
+    if load16(source, start + 4) != 0:
         low = ~low + np.uint64(1)
         high = ~high + np.uint64(1 if low == 0 else 0)
     put64(target, to, np.int64(low))
@@ -87,39 +110,16 @@ def _numeric128(source, start, length, scale, digits, target, to):
 
 
 @njit(nogil=True)
-def _check_digits(source, start, count, weight, digits):
-    """Check the groups of digits, and that the part before the point has no more than `digits`."""
-    for index in range(count):
-        if load16(source, start + 8 + 2 * index) > 9999:
-            return 2
-    if weight >= 0:
-        first = load16(source, start + 8)
-        room = digits - 4 * weight
-        if room <= 0:
-            return 1
-        if room < 4 and first >= (10 if room == 1 else (100 if room == 2 else 1000)):
-            return 1
-    return 0
-
-
-@njit(nogil=True)
 def _numeric256(source, start, length, scale, digits, target, to):
     """Write a numeric as a decimal256; as :func:`_numeric128`."""
-    if length < 8:
-        return 2
+    problem = _check_numeric(source, start, length, scale, digits)
+    if problem != 0:
+        return problem
     count = signed16(source, start)
     weight = signed16(source, start + 2)
-    sign = load16(source, start + 4)
-    if count < 0 or length != 8 + 2 * count:
-        return 2
-    if sign != 0 and sign != 0x4000:
-        return 1 if sign == 0xC000 or sign == 0xD000 or sign == 0xF000 else 2
     for word in range(0, 32, 8):
         put64(target, to + word, 0)
     if count > 0:
-        problem = _check_digits(source, start, count, weight, digits)
-        if problem != 0:
-            return problem
         last = -((scale + 3) // 4)
         rest = scale + 4 * last
         used = 4  # bytes of the number that are not zero yet, at most
@@ -141,10 +141,7 @@ def _numeric256(source, start, length, scale, digits, target, to):
             if carry != 0 and used < 32:
                 put32(target, to + used, carry)
                 used += 4
-        for index in range(max(np.int64(0), weight - last + 1), count):
-            if load16(source, start + 8 + 2 * index) != 0:
-                return 1
-    if sign == 0x4000:
+    if load16(source, start + 4) != 0:
         carry = np.int64(1)
         for limb in range(0, 32, 4):
             carry += (~get32(target, to + limb)) & np.int64(0xFFFFFFFF)
@@ -182,18 +179,15 @@ def write_scalar(source, start, length, kind, plan, column, row, arena):
         if copy(source, start, length, arena, item(plan, _FIELDS * column + PLAN.DATA) + used):
             set_item(plan, _FIELDS * column + PLAN.NOT_ASCII, 1)
         put32(arena, at + 4 * row + 4, used + length)
-    elif kind == Kind.NUMERIC128:
-        result = _numeric128(
-            source,
-            start,
-            length,
-            item(plan, _FIELDS * column + PLAN.SCALE),
-            item(plan, _FIELDS * column + PLAN.DIGITS),
-            arena,
-            at + 16 * row,
-        )
-        if result != 0:
-            return Status.UNREPRESENTABLE if result == 1 else Status.MALFORMED
+    elif kind == Kind.NUMERIC128 or kind == Kind.NUMERIC256:
+        scale = item(plan, _FIELDS * column + PLAN.SCALE)
+        digits = item(plan, _FIELDS * column + PLAN.DIGITS)
+        if kind == Kind.NUMERIC128:
+            problem = _numeric128(source, start, length, scale, digits, arena, at + 16 * row)
+        else:
+            problem = _numeric256(source, start, length, scale, digits, arena, at + 32 * row)
+        if problem != 0:
+            return Status.UNREPRESENTABLE if problem == 1 else Status.MALFORMED
     elif kind == Kind.DATE:
         if length != 4:
             return Status.MALFORMED
@@ -221,18 +215,6 @@ def write_scalar(source, start, length, kind, plan, column, row, arena):
             put8(arena, byte, get8(arena, byte) | bit)
         else:
             put8(arena, byte, get8(arena, byte) & ~bit)
-    elif kind == Kind.NUMERIC256:
-        result = _numeric256(
-            source,
-            start,
-            length,
-            item(plan, _FIELDS * column + PLAN.SCALE),
-            item(plan, _FIELDS * column + PLAN.DIGITS),
-            arena,
-            at + 32 * row,
-        )
-        if result != 0:
-            return Status.UNREPRESENTABLE if result == 1 else Status.MALFORMED
     elif kind == Kind.TIME:
         if length != 8:
             return Status.MALFORMED
