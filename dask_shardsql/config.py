@@ -13,12 +13,12 @@ from pathlib import Path
 
 import dask
 import yaml
-from dask.utils import parse_timedelta
+from dask.utils import parse_bytes, parse_timedelta
 
 from dask_shardsql.errors import ConfigurationError
 from dask_shardsql.topology import Topology
 
-__all__ = ["DTYPE_BACKENDS", "Settings", "default_topology", "register_defaults"]
+__all__ = ["DTYPE_BACKENDS", "Settings", "default_topology", "register_defaults", "size_in_bytes"]
 
 DTYPE_BACKENDS = ("numpy", "numpy_nullable", "pyarrow")
 _UNREPRESENTABLE = ("null", "raise")
@@ -128,6 +128,32 @@ def default_topology(topology: Topology | None) -> Topology:
         "no topology was given, and dask.config has no 'shardsql.topology': pass one, or set it "
         "to the path of a TOML file"
     )
+
+
+def size_in_bytes(name: str, size: str | int) -> int:
+    """Return the size that the argument `name` gives.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument, for the error.
+    size : str or int
+        ``"256 MiB"``, or a number of bytes; from 1 to what 63 bits hold.
+
+    Raises
+    ------
+    ConfigurationError
+        It is no such size.
+    """
+    try:
+        found = 0 if isinstance(size, bool) or size == "" else int(parse_bytes(size))
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        found = 0
+    if not 1 <= found < 1 << 63:
+        raise ConfigurationError(
+            f"{name} must be a size such as '256 MiB', or a number of bytes, not {size!r}"
+        )
+    return found
 
 
 def _seconds(key: str, value: object) -> float:

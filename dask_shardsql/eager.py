@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -29,6 +29,9 @@ from dask_shardsql.split import Split, SplitOptions, slice_tasks, split
 from dask_shardsql.topology import Topology
 
 __all__ = ["collect"]
+
+# Which shards' tables to make, by number, or all; and by which offer: their numbers and results.
+_Run = Callable[[Set[int] | None, Offer | None], list[tuple[int, Any]]]
 
 
 def collect(
@@ -152,37 +155,41 @@ def _scattered(asked: AskedQuery, *, at_once: bool = True) -> pa.Table | None:
 
 
 def _tables(prepared: PreparedQuery, scheduler: Any) -> list[pa.Table]:
-    """Return the shards' tables, through shared memory from workers of this host."""
+    """Return the shards' tables."""
+    topology, answer, name = prepared.topology, prepared.answer, "collect-sharded-sql"
 
-    def run(shards: Sequence[str], offer: Offer | None) -> list[pa.Table | None]:
-        name = "collect-sharded-sql"
-        topology, answer = prepared.topology, prepared.answer
+    def run(only: Set[int] | None, offer: Offer | None) -> list[tuple[int, Any]]:
+        chosen = [n for n in range(len(prepared.shards)) if only is None or n in only]
+        shards = [prepared.shards[number] for number in chosen]
         results = run_tasks(read_shard_shared, topology, shards, answer, name, scheduler, offer)
-        return [received(result) for result in results]
+        return list(zip(chosen, results, strict=True))
 
-    remote = client_of(schedule_of(scheduler)) is not None
-    with offered_memory() if remote else nullcontext() as offer:
-        tables = run(prepared.shards, offer)
-    lost = [shard for shard, table in zip(prepared.shards, tables, strict=True) if table is None]
-    again = iter(run(lost, None) if lost else ())
-    return [next(again) if table is None else table for table in tables]
+    return _through_memory(run, schedule_of(scheduler))
 
 
 def _slices(prepared: PreparedQuery, how: Split, scheduler: Any) -> list[pa.Table]:
-    """Return the tables of the shards' slices; otherwise as `_tables`."""
+    """Return the tables of the shards' slices."""
     schedule = schedule_of(scheduler)
     ref, query_id = share_topology(prepared.topology, schedule), prepared.answer.query.query_id
 
-    def run(how: Split, offer: Offer | None) -> list[pa.Table | None]:
+    def run(only: Set[int] | None, offer: Offer | None) -> list[tuple[int, Any]]:
+        chosen = how if only is None else how.only(only)
         readers = (read_slice_shared, read_shard_shared)
-        graph, keys = slice_tasks(ref, prepared, how, *readers, "collect-sharded-sql", offer)
-        return [received(result) for result in run_graph(graph, keys, query_id, schedule)]
+        graph, keys = slice_tasks(ref, prepared, chosen, *readers, "collect-sharded-sql", offer)
+        results = run_graph(graph, keys, query_id, schedule)
+        return [(shard, result) for (shard, _), result in zip(chosen.parts, results, strict=True)]
 
+    return _through_memory(run, schedule)
+
+
+def _through_memory(run: _Run, schedule: Any) -> list[pa.Table]:
+    """Return the tables that tasks make, through shared memory from workers of this host.
+
+    Where one is lost, all of its shard are read again, as the others are of another snapshot.
+    """
     remote = client_of(schedule) is not None
     with offered_memory() if remote else nullcontext() as offer:
-        tables = run(how, offer)
-    found = [(shard, table) for (shard, _), table in zip(how.parts, tables, strict=True)]
-    # all slices of a shard are read again where one is lost: the others are of another snapshot
+        found = [(shard, received(result)) for shard, result in run(None, offer)]
     lost = {shard for shard, table in found if table is None}
-    again = iter(run(how.only(lost), None) if lost else ())
+    again = iter([received(result) for _, result in run(lost, None)] if lost else ())
     return [next(again) if shard in lost else table for shard, table in found]

@@ -101,31 +101,17 @@ def prepare(
     topology: Topology | None,
     params: Sequence[Any] | Mapping[str, Any] | None,
     *,
-    types: Mapping[str, Any] | None = None,
-    shard_column: str | None = None,
-    shards: Sequence[str] | None = None,
-    settings: Settings,
-    find_not_null: bool = False,
     scheduler: Any = None,
+    **options: Any,
 ) -> PreparedQuery:
-    """Check a query, and let the shards describe it.
+    """Check a query as :func:`ask` does, and let the shards describe it as :func:`describe` does.
 
     Raises
     ------
     ShardSQLError
         The text, the parameters, the topology or the shards' descriptions are not as they must be.
     """
-    asked = ask(
-        sql,
-        topology,
-        params,
-        types=types,
-        shard_column=shard_column,
-        shards=shards,
-        settings=settings,
-        find_not_null=find_not_null,
-    )
-    return describe(asked, scheduler)
+    return describe(ask(sql, topology, params, **options), scheduler)
 
 
 def describe(asked: AskedQuery, scheduler: Any = None) -> PreparedQuery:

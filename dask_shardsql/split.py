@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dask._task_spec import Task, TaskRef
-from dask.utils import parse_bytes
 
+from dask_shardsql.config import size_in_bytes
 from dask_shardsql.engine.drivers.base import Query
 from dask_shardsql.engine.drivers.slicing import Part, Slicing
 from dask_shardsql.engine.registry import TopologyRef
@@ -60,7 +60,7 @@ class SplitOptions:
                 f"partitions_per_shard must be a whole number from 1, not {number!r}"
             )
         if size is not None:
-            _bytes(size)
+            size_in_bytes("partition_size", size)
         if self.partition_by is not None and (
             not isinstance(self.partition_by, str) or not self.partition_by
         ):
@@ -82,18 +82,6 @@ class SplitOptions:
     def is_asked_for(self) -> bool:
         """Whether any shard may have to be split."""
         return self.partitions_per_shard not in (None, 1) or self.partition_size is not None
-
-
-def _bytes(size: str | int) -> int:
-    try:
-        found = 0 if isinstance(size, bool) else int(parse_bytes(size))
-    except (ValueError, TypeError, AttributeError):
-        found = 0
-    if found < 1:
-        raise ConfigurationError(
-            f"partition_size must be a size such as '256 MiB', or a number of bytes, not {size!r}"
-        )
-    return found
 
 
 @dataclass(frozen=True)
@@ -182,7 +170,7 @@ def split(
     if options.partition_size is None:
         slices = [options.partitions_per_shard or 1] * len(found)
     else:
-        size = _bytes(options.partition_size)
+        size = size_in_bytes("partition_size", options.partition_size)
         slices = [max(1, -(-nbytes // size)) for nbytes in found]
     if max(slices) > _MOST_SLICES:
         shard = prepared.shards[slices.index(max(slices))]

@@ -12,15 +12,14 @@ from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
-from dask.utils import parse_bytes
 
-from dask_shardsql.config import Settings
+from dask_shardsql.config import Settings, size_in_bytes
 from dask_shardsql.engine.drivers.base import Columns
 from dask_shardsql.engine.fetch import Answer, read_batches, read_shard_shared
 from dask_shardsql.engine.registry import TopologyRef
 from dask_shardsql.engine.scatter import scatter
 from dask_shardsql.engine.shared_memory import Offer, offered_memory, received
-from dask_shardsql.errors import ConfigurationError, ShardSQLError
+from dask_shardsql.errors import ShardSQLError
 from dask_shardsql.query import AskedQuery, ask, describe
 from dask_shardsql.run import cancel_everywhere, client_of, run_tasks, schedule_of, share_topology
 from dask_shardsql.topology import Topology
@@ -107,7 +106,7 @@ def stream(
         shards=shards,
         settings=settings,
     )
-    query = replace(asked.query, batch_bytes=_bytes(batch_size))
+    query = replace(asked.query, batch_bytes=size_in_bytes("batch_size", batch_size))
     feed = _Feed(replace(asked, query=query), scheduler)
     return pa.RecordBatchReader.from_batches(feed.schema, feed)
 
@@ -277,15 +276,3 @@ def _read_on_cluster(line: _Line, asked: AskedQuery, client: Any) -> None:
         client.cancel(list(running), force=True)
         cancel_everywhere(client.get, query_id)
         raise
-
-
-def _bytes(size: int | str) -> int:
-    try:
-        found = int(parse_bytes(size))
-    except (ValueError, TypeError, AttributeError, OverflowError):
-        found = 0
-    if not 1 <= found < 1 << 63 or isinstance(size, bool):
-        raise ConfigurationError(
-            f"batch_size is {size!r}; it must be a number of bytes, such as '16 MiB'"
-        )
-    return found

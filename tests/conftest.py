@@ -48,6 +48,13 @@ def _no_idle_connections():
 
 
 @pytest.fixture
+def pools_of_its_own():
+    """Leave no idle connections to the next test."""
+    yield
+    pools.close_all()
+
+
+@pytest.fixture
 def table_name() -> str:
     """A name no other test uses."""
     return f"t_{uuid.uuid4().hex[:10]}"

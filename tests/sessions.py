@@ -11,6 +11,11 @@ from contextlib import contextmanager
 import dask_shardsql as dss
 from dask_shardsql.engine import pools
 
+LARGE = "SELECT g AS id, repeat(md5(g::text), 8) AS t FROM generate_series(1, 20000) g"  # 5 MiB
+ENDLESS = (
+    "SELECT g AS id, repeat(md5(g::text), 8) AS t FROM (SELECT generate_series(1, 1e8::int8) g) x"
+)
+
 
 def own_shards(servers, n=4, **more):
     """A topology of n shards whose pools nobody else uses; `more` are further ones."""

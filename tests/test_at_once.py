@@ -7,8 +7,9 @@ import pytest
 from sessions import check_that_sessions_are_left_well, own_shards
 
 import dask_shardsql as dss
-from dask_shardsql.engine import pools
 from dask_shardsql.engine.drivers.postgresql_stage import PostgreSQLStage
+
+pytestmark = pytest.mark.usefixtures("pools_of_its_own")
 
 
 @pytest.fixture
@@ -16,7 +17,6 @@ def shards(servers):
     topology = own_shards(servers)
     yield topology
     check_that_sessions_are_left_well(servers, topology)
-    pools.close_all()
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ import dask
 import pyarrow as pa
 import pytest
 from sessions import (
+    ENDLESS,
+    LARGE,
     check_that_sessions_are_left_well,
     interrupt_when,
     own_shards,
@@ -26,17 +28,7 @@ from dask_shardsql.engine import cancel, pools, scatter
 from dask_shardsql.engine.drivers.base import Query
 from dask_shardsql.engine.drivers.postgresql_wire import Session
 
-LARGE = "SELECT g AS id, repeat(md5(g::text), 8) AS t FROM generate_series(1, 20000) g"  # 5 MiB
-ENDLESS = (
-    "SELECT g AS id, repeat(md5(g::text), 8) AS t FROM (SELECT generate_series(1, 1e8::int8) g) x"
-)
-
-
-@pytest.fixture(autouse=True)
-def _no_idle_connections_of_one_test():
-    """Each test has pools of its own."""
-    yield
-    pools.close_all()
+pytestmark = pytest.mark.usefixtures("pools_of_its_own")
 
 
 @pytest.fixture(scope="module", autouse=True)

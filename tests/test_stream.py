@@ -18,6 +18,8 @@ import pyarrow.compute as pc
 import pytest
 from distributed import Client, LocalCluster
 from sessions import (
+    ENDLESS,
+    LARGE,
     check_that_sessions_are_left_well,
     interrupt_when,
     own_shards,
@@ -27,23 +29,14 @@ from sessions import (
 )
 
 import dask_shardsql as dss
-from dask_shardsql.engine import pools
 
-ENDLESS = (
-    "SELECT g AS id, repeat(md5(g::text), 8) AS t FROM (SELECT generate_series(1, 1e8::int8) g) x"
-)
-LARGE = "SELECT g AS id, repeat(md5(g::text), 8) AS t FROM generate_series(1, 20000) g"  # 5 MiB
 LATE_ERROR = (
     "SELECT g AS id, repeat('x', 1000) AS t, CASE WHEN g > 9000 AND (SELECT min(shard) FROM "
     "st_rows) = 2 THEN 1/(g - g) END AS x FROM generate_series(1, {}) g"
 )
 
 
-@pytest.fixture(autouse=True)
-def _no_idle_connections_of_one_test():
-    """Each test has pools of its own."""
-    yield
-    pools.close_all()
+pytestmark = pytest.mark.usefixtures("pools_of_its_own")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from dask_shardsql.engine.copy_kernel.layout import Kind
 
-__all__ = ["show_value"]
+__all__ = ["show_date", "show_value"]
 
 _MICROSECONDS_TO_2000 = 946_684_800_000_000
 _DAYS_TO_2000 = 10_957
@@ -37,13 +37,13 @@ def show_value(kind: Kind, value: bytes, *, zoned: bool = False) -> str:
         (days,) = struct.unpack(">i", value)
         if days in (2**31 - 1, -(2**31)):
             return "infinity" if days > 0 else "-infinity"
-        return _show_date(days + _DAYS_TO_2000)
+        return show_date(days + _DAYS_TO_2000)
     if kind == Kind.TIMESTAMP:
         (micros,) = struct.unpack(">q", value)
         if micros in (_LEAST, _MOST):
             return "infinity" if micros > 0 else "-infinity"
         days, rest = divmod(micros + _MICROSECONDS_TO_2000, _MICROSECONDS_PER_DAY)
-        date, _, era = _show_date(days).partition(" ")
+        date, _, era = show_date(days).partition(" ")
         zone = "+00" if zoned else ""
         return f"{date} {_show_time(rest)}{zone} {era}".rstrip()
     if kind == Kind.TIME:
@@ -67,7 +67,8 @@ def _show_numeric(value: bytes) -> str:
     return (f"{digits}.{fraction[:scale]:0<{scale}}" if scale else digits)[:_SHOWN]
 
 
-def _show_date(days: int) -> str:
+def show_date(days: int) -> str:
+    """Write a date, in days since 1970, as PostgreSQL does: Python has none for some of them."""
     year, month, day = str(np.datetime64(days, "D")).rsplit("-", 2)
     if int(year) > 0:
         return f"{int(year):04}-{month}-{day}"

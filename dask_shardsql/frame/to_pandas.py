@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dask_shardsql.engine.copy_values import show_date
 from dask_shardsql.engine.fetch import Answer
 from dask_shardsql.errors import ColumnError, UnrepresentableValueError
 from dask_shardsql.sql.types import Column, pandas_dtype_mapper
@@ -177,12 +177,7 @@ def _offset(interval: Any) -> pd.DateOffset | None:
 
 
 def _show_date(value: pa.Scalar) -> str:
-    """Write a date that Python has none for, as PostgreSQL does."""
-    days = value.cast(pa.date32()).cast(pa.int32()).as_py()
-    year, month, day = str(np.datetime64(days, "D")).rsplit("-", 2)
-    return (
-        f"{int(year):04}-{month}-{day}" if int(year) > 0 else f"{1 - int(year):04}-{month}-{day} BC"
-    )
+    return show_date(value.cast(pa.date32()).cast(pa.int32()).as_py())
 
 
 def _set(table: pa.Table, number: int, values: pa.ChunkedArray | pa.Array) -> pa.Table:
