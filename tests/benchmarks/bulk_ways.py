@@ -164,6 +164,16 @@ def with_collect(topology, logins, processes=0):
 
 
 @contextmanager
+def with_collect_over_libpq(topology, logins):
+    """As where TLS or GSSAPI encrypts the connections, without the encryption's own cost."""
+    from dask_shardsql.engine.drivers.postgresql_wire import Session
+
+    Session.is_plain = False
+    with with_collect(topology, logins) as read:
+        yield read
+
+
+@contextmanager
 def with_read_sharded_sql(topology, logins, processes=0):
     with dask_cluster(processes):
         yield lambda query: dss.read_sharded_sql(query.sql, topology).compute()
@@ -191,6 +201,9 @@ def with_stream(topology, logins):
 WAYS = {
     LIMIT: Way("psql, COPY (FORMAT binary) to /dev/null: the limit", with_psql),
     "collect": Way("**dss.collect**, threads", with_collect),
+    "collect-libpq": Way(
+        "**dss.collect**, threads, through copy_expert (as under TLS)", with_collect_over_libpq
+    ),
     "collect-cluster": Way(
         "**dss.collect**, cluster of 2 processes", partial(with_collect, processes=2)
     ),
