@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import random
+import time
+
 import psycopg2.extensions as pgx
 import pytest
-from sessions import check_that_sessions_are_left_well, own_shards
+from sessions import check_that_sessions_are_left_well, own_shards, wait_until
 
 import dask_shardsql as dss
+from dask_shardsql.config import Settings
+from dask_shardsql.engine.drivers.base import Query
+from dask_shardsql.engine.drivers.postgresql import PostgreSQLDriver
 from dask_shardsql.engine.drivers.postgresql_stage import PostgreSQLStage
 
 pytestmark = pytest.mark.usefixtures("pools_of_its_own")
@@ -173,3 +179,24 @@ def test_what_a_query_sets_is_reset_at_once_too(shards):
     found = [dss.collect(sql, shards, (f"{n}MB",)).to_pylist() for n in (11, 12, 13)]
     assert [{row["after"] for row in rows} for rows in found] == [{"11MB"}, {"12MB"}, {"13MB"}]
     assert len({row["before"] for rows in found for row in rows}) == 1
+
+
+def test_what_is_abandoned_at_any_moment_stops_on_the_server(servers):
+    """A request to cancel may come before what it is to stop, and BEGIN is answered by itself."""
+    driver = PostgreSQLDriver()
+    server = dss.Topology.from_dsns({"s": servers.dsns["s1"]}).shards[0].primary
+    sql = "SELECT pg_sleep(%s)::text AS s, count(*) AS n FROM pg_class"
+    for number in range(30):
+        connection = driver.connect(server, None, Settings.current())
+        pid = connection.info.backend_pid
+        driver.read(connection, Query(sql, (0,)), lambda columns: columns, lambda batch: None)
+        query = Query(sql, (20,))
+        stage = driver.stage(connection, query, driver.script(connection, query), at_once=True)
+        time.sleep(random.choice([0, 0, 1e-4, 5e-4, 5e-3]))  # noqa: S311
+        started = time.monotonic()
+        stage.abandon()
+        assert time.monotonic() - started < 0.9, number
+        assert connection.closed
+        with servers.session("s1") as cursor:
+            running = f"SELECT 1 FROM pg_stat_activity WHERE pid = {pid} AND state = 'active'"
+            wait_until(lambda c=cursor, q=running: c.execute(q) or not c.fetchall())

@@ -340,6 +340,7 @@ GARBAGE = {
     "negative size": message(b"D", struct.pack(">hii", 2, -2, -1)),
     "a COPY's end": message(b"D", b"\xff\xff"),
     "the end too early": message(b"C", b"SELECT 7\0"),
+    "the end too early, with the right count": message(b"C", b"SELECT 1000\0"),
     "a row of a COPY": message(b"d", struct.pack(">hiiii", 2, 4, 7, 1, 9)),
     "an empty row": message(b"D", b""),
     "parameter without a value": message(b"S", b"x"),

@@ -55,15 +55,12 @@ _AGAIN_SECONDS = 0.05
 _LAST_SECONDS = 1.0  # that a server has to stop what it was asked to stop
 _PATIENCE = 5  # how often to wait for a server when the query was cancelled
 _SILENT = "the server does not answer any more"
-_IS_READY = b"Z\0\0\0\5"  # ReadyForQuery, but for the byte that tells of the transaction
 _GOES_BY = ("client_encoding", "standard_conforming_strings")  # libpq, to quote parameters
 _ROW, _FIELDS, _PLACEHOLDERS, _ERROR, _PARAMETER, _READY, _BOUND, _COMPLETE = b"DTtESZ2C"
 _MAY_BE_LONG = b"DTENA"
 _MOST_SHORT = 30_000  # bytes of another message: what is longer is not PostgreSQL's protocol
 _NOT_FOR_US = b"1nINA"  # parsed; no columns, an empty query, notices, notifications
 _COMPLETIONS = re.compile(rb"(?:C\0\0\0.[A-Z0-9 ]+\0)+", re.DOTALL)
-_MOST_KNOWN = 1000
-
 
 _known = KnownTexts()
 
@@ -210,7 +207,7 @@ class PostgreSQLStage:
         if self._is_over or self._session.closed:
             return  # nor touch a descriptor that may be another connection's by now
         try:
-            with suppress(ShardSQLError):
+            with suppress(ShardSQLError, TimeoutError):
                 if self._is_answered:
                     self._send(self._script.roll_back)
                     self._read_messages(deadline=time.monotonic() + _LAST_SECONDS)
@@ -228,14 +225,20 @@ class PostgreSQLStage:
         A request to cancel that comes before what it is to stop does nothing: so it is repeated.
         """
         deadline = time.monotonic() + _LAST_SECONDS
-        rest = self._received or (self._decoder.take_rest() if self._decoder is not None else b"")
-        # what is received ends so; enough to know, as the session is closed in any case
-        while rest[-6:-1] != _IS_READY and time.monotonic() < deadline:
+        rest = self._decoder.take_rest() if self._decoder is not None else b""
+        while time.monotonic() < deadline:
             self._session.request_cancel()
+            soon = min(time.monotonic() + _AGAIN_SECONDS, deadline)
             with suppress(TimeoutError):
-                soon = time.monotonic() + _AGAIN_SECONDS
-                while rest[-6:-1] != _IS_READY:
-                    rest = rest[-6:] + receive_some(self._descriptor, min(soon, deadline))
+                while not self._takes_rows:
+                    self._read_messages(deadline=soon)
+                    if self._is_answered:
+                        return
+                rest, self._received = rest + self._received, b""
+                # among rows, what is received ends so: failed, or out of the transaction
+                while rest[-6:] not in (b"Z\0\0\0\5E", b"Z\0\0\0\5I"):
+                    rest = rest[-6:] + receive_some(self._descriptor, soon)
+                return
 
     def _send(self, request: Request) -> None:
         send(self._descriptor, request.messages)
@@ -295,13 +298,17 @@ class PostgreSQLStage:
                     raise ConnectionLostError("the server sent a message of an impossible length")
                 end = at + 1 + length
             if len(received) < end:
-                received, at = received[at:] + self._receive_more(deadline), 0
+                self._received = received[at:]  # whatever interrupts us, the rest is known
+                self._received = received = self._received + self._receive_more(deadline)
+                at = 0
                 continue
             kind = received[at]
             if kind == _COMPLETE and not self._takes_rows:
                 completed = _COMPLETIONS.match(received, at)
                 end = end if completed is None else completed.end()
             elif kind == _ROW:
+                if self._sent[self._answered :][:1] == [self._script.sql]:
+                    raise ConnectionLostError("the server sent rows behind their end")
                 if rows is not None:
                     rows.append(parse_row(received[at + 5 : end]))
             elif kind == _FIELDS:
@@ -327,11 +334,11 @@ class PostgreSQLStage:
     def _receive_more(self, deadline: float | None) -> bytes:
         try:
             while True:
+                if deadline is not None:
+                    return receive_some(self._descriptor, deadline)
                 with suppress(TimeoutError):
-                    return receive_some(
-                        self._descriptor, deadline or time.monotonic() + _LAST_SECONDS
-                    )
-                if deadline is not None or is_cancelled(self._query.query_id):
+                    return receive_some(self._descriptor, time.monotonic() + _LAST_SECONDS)
+                if is_cancelled(self._query.query_id):
                     raise ConnectionLostError(_SILENT)
         except ConnectionLostError:
             if self._failure is None:
@@ -341,10 +348,8 @@ class PostgreSQLStage:
     def _note_failure(self, failure: ServerError) -> None:
         """Keep the first: what follows from it is refused because of it."""
         if self._failure is None:
-            self._failure, self._failed = (
-                failure,
-                self._sent[min(self._answered, len(self._sent) - 1)],
-            )
+            at = min(self._answered, len(self._sent) - 1)
+            self._failure, self._failed = failure, self._sent[at]
 
     def _note_placeholders(self, body: bytes) -> None:
         (count,) = struct.unpack_from(">h", body)
