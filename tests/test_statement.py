@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import dask_shardsql as dss
+from dask_shardsql.engine.drivers.duckdb import DuckDBDriver
+from dask_shardsql.engine.drivers.sqlite import SQLiteDriver
 from dask_shardsql.sql.statement import single_query
 
 # SPI parses the whole text as the simple protocol does, and opens a cursor on one statement only.
@@ -386,3 +388,11 @@ def test_a_server_with_standard_conforming_strings_off(servers, victim):
     finally:
         with servers.session("s1", autocommit=True) as cursor:
             cursor.execute("ALTER ROLE CURRENT_USER RESET standard_conforming_strings")
+
+
+@pytest.mark.parametrize("check", [single_query, SQLiteDriver().check, DuckDBDriver().check])
+@pytest.mark.parametrize("bad", ["\ud800", "\0"])
+def test_what_no_text_may_hold_is_refused(check, bad):
+    with pytest.raises(dss.StatementError) as caught:
+        check(f"SELECT 'a{bad}'")
+    str(caught.value).encode()  # it can be printed

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from dask_shardsql.errors import StatementError
 
-__all__ = ["single_query", "words_of"]
+__all__ = ["sendable", "single_query", "words_of"]
 
 _QUERY_WORDS = ("select", "table", "values", "with")
 
@@ -52,15 +52,35 @@ def single_query(sql: str) -> str:
     StatementError
         The text is empty, holds several statements, or starts like something that is not a query.
     """
+    return _single_query(sendable(sql))
+
+
+def sendable(sql: object) -> str:
+    """Return a text that can be sent to a database at all.
+
+    Raises
+    ------
+    StatementError
+        It is no text, or holds what no SQL text may: NUL, or half of a character.
+    """
     if not isinstance(sql, str):
         raise StatementError(f"the query must be a text, not {type(sql).__name__}")
-    return _single_query(sql)
+    if "\0" in sql:
+        raise StatementError("the query holds a NUL character, which no SQL text may", query=sql)
+    try:
+        sql.encode("utf-8")
+    except UnicodeEncodeError as error:
+        shown = sql.encode("utf-8", "replace").decode("utf-8")
+        raise StatementError(
+            "the query holds half of a surrogate pair, which UTF-8 cannot express",
+            position=error.start + 1,
+            query=shown,
+        ) from None
+    return sql
 
 
 @functools.lru_cache(maxsize=256)  # every shard asks for the same text
 def _single_query(sql: str) -> str:
-    if "\0" in sql:
-        raise StatementError("the query holds a NUL character, which no SQL text may", query=sql)
     first: str | None = None
     end: int | None = None
     start, begun = 0, False

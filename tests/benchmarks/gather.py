@@ -4,7 +4,8 @@
 
 TPC-H lineitem over four shards, two worker processes of a ``LocalCluster``. What cannot be avoided
 is to make the partitions on the workers, and to move them to the client: the partitions as
-DataFrames there (``persist``), and then their Arrow tables gathered over TCP. All ways run in every
+DataFrames there (``persist``), and then their Arrow tables gathered over TCP. A client gathers
+through the scheduler unless it was made with ``direct_to_workers=True``. All ways run in every
 round, in an order that changes. Printed as Markdown: medians, and ratios to the sum of both parts.
 """
 
@@ -58,9 +59,11 @@ def compute(topology):
 
 
 WAYS = {
-    "**dss.collect**, shared memory": collect,
-    "**dss.collect**, TCP": collect_over_tcp,
-    "**dss.read_sharded_sql**().compute()": compute,
+    "**dss.collect**, shared memory": (collect, False),
+    "**dss.collect**, TCP": (collect_over_tcp, False),
+    "**dss.collect**, TCP, direct_to_workers": (collect_over_tcp, True),
+    "**dss.read_sharded_sql**().compute()": (compute, False),
+    "**dss.read_sharded_sql**().compute(), direct_to_workers": (compute, True),
 }
 
 
@@ -76,6 +79,7 @@ def main() -> None:
         tpch_shards(given.topology, given.scale) as path,
         LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None) as cluster,
         Client(cluster) as client,
+        Client(cluster, direct_to_workers=True, set_as_default=False) as direct,
     ):
         topology = dss.Topology.from_toml(path)
         expected = sum(
@@ -87,9 +91,11 @@ def main() -> None:
                 if name == "move":
                     (found["make"], found["move"]), rows = parts(topology, client)
                 else:
-                    started = time.perf_counter()
-                    rows = WAYS[name](topology)
-                    found[name] = time.perf_counter() - started
+                    way, is_direct = WAYS[name]
+                    with direct.as_current() if is_direct else nullcontext():
+                        started = time.perf_counter()
+                        rows = way(topology)
+                        found[name] = time.perf_counter() - started
                 if rows != expected:
                     raise SystemExit(f"error: {name} gave {rows} rows, not {expected}")
                 say(f"round {number}, {name}: {found[name]:.2f} s")

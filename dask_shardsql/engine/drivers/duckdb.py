@@ -43,6 +43,7 @@ from dask_shardsql.errors import (
     ShardSQLError,
     StatementError,
 )
+from dask_shardsql.sql.statement import sendable
 from dask_shardsql.sql.types import Column, arrow_schema
 from dask_shardsql.topology import Server
 
@@ -96,9 +97,7 @@ class DuckDBDriver:
 
     def check(self, sql: str) -> str:
         """Return the text of the one query in `sql`, as DuckDB's own parser finds it."""
-        if not isinstance(sql, str):
-            raise StatementError(f"the query must be a text, not {type(sql).__name__}")
-        statements = _parsed(sql)
+        statements = _parsed(sendable(sql))
         if not statements:
             raise StatementError("the query is empty", query=sql)
         if len(statements) > 1:

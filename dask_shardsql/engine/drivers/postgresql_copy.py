@@ -30,7 +30,7 @@ __all__ = ["describe", "describing", "in_own_text", "read", "runner"]
 
 _DESCRIBE, _DESCRIBE_END = "SELECT * FROM (\n", "\n) AS dask_shardsql LIMIT 0"
 _COPY_START, _COPY_END = "(\n", "\n)"
-_BUFFER_BYTES = 1 << 20
+_BUFFER_BYTES = 64 << 10  # what stays in a core's cache until it is decoded
 
 
 def describe(cursor: Any, query: Query) -> Described:

@@ -51,6 +51,7 @@ from dask_shardsql.errors import (
     ShardSQLError,
     StatementError,
 )
+from dask_shardsql.sql.statement import sendable
 from dask_shardsql.sql.types import Column, arrow_type_of
 from dask_shardsql.topology import Server
 
@@ -325,12 +326,9 @@ def _arrow_type(type_name: str) -> pa.DataType:
     return pa.float64() if base in ("NUMERIC", "DECIMAL", "DEC") else pa.null()
 
 
-def _single_query(sql: Any) -> str:
+def _single_query(sql: str) -> str:
     """Find the one statement of a text by SQLite's lexical rules."""
-    if not isinstance(sql, str):
-        raise StatementError(f"the query must be a text, not {type(sql).__name__}")
-    if "\0" in sql:
-        raise StatementError("the query holds a NUL character, which no SQL text may", query=sql)
+    sql = sendable(sql)
     first = end = None
     for token in _TOKEN.finditer(sql):
         if token.lastgroup in ("line", "block", "blank"):
