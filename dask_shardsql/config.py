@@ -146,7 +146,9 @@ def size_in_bytes(name: str, size: str | int) -> int:
         It is no such size.
     """
     try:
-        found = 0 if isinstance(size, bool) or size == "" else int(parse_bytes(size))
+        # dask takes a unit without a number, and nothing at all, for one of it
+        is_number = any(map(str.isdecimal, str(size))) and not isinstance(size, bool)
+        found = int(parse_bytes(size)) if is_number else 0
     except (ValueError, TypeError, AttributeError, OverflowError):
         found = 0
     if not 1 <= found < 1 << 63:

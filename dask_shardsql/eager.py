@@ -143,7 +143,7 @@ def _scattered(asked: AskedQuery, *, at_once: bool = True) -> pa.Table | None:
     def take(shard: str, batch: pa.RecordBatch) -> None:
         batches[shard].append(batch)
 
-    at_once = at_once and asked.types is None  # other types may need another COPY
+    at_once = at_once and asked.types is None  # other types may need another form
     try:
         if not scatter(asked.topology, asked.shards, asked.query, agree, take, at_once=at_once):
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from contextlib import suppress
 
 import psycopg2.extensions as pgx
 import pytest
@@ -11,6 +12,7 @@ from sessions import check_that_sessions_are_left_well, own_shards, wait_until
 
 import dask_shardsql as dss
 from dask_shardsql.config import Settings
+from dask_shardsql.engine.drivers import postgresql, postgresql_script
 from dask_shardsql.engine.drivers.base import Query
 from dask_shardsql.engine.drivers.postgresql import PostgreSQLDriver
 from dask_shardsql.engine.drivers.postgresql_stage import PostgreSQLStage
@@ -136,7 +138,7 @@ def test_what_has_changed_on_one_shard_only(servers, shards, table, stages):
 
 
 @pytest.mark.parametrize("when", ["described", "begun", "read"])
-def test_an_error_says_the_same_at_once(shards, when):
+def test_an_error_says_the_same_at_once(shards, stages, when):
     sql = {
         "described": "SELECT 1 AS v\nWHERE 1 = ",
         "begun": "SELECT 1 / (1 - ",
@@ -152,7 +154,9 @@ def test_an_error_says_the_same_at_once(shards, when):
     expected = failure()
     for _ in range(2):
         dss.collect(sql + "%s", shards, (pgx.AsIs(good),))
+    stages.clear()
     assert failure() == expected
+    assert asked(stages) == [True] * 4
     assert failure() == expected
 
 
@@ -204,3 +208,71 @@ def test_what_is_abandoned_at_any_moment_stops_on_the_server(servers):
         with servers.session("s1") as cursor:
             running = f"SELECT 1 FROM pg_stat_activity WHERE pid = {pid} AND state = 'active'"
             wait_until(lambda c=cursor, q=running: c.execute(q) or not c.fetchall())
+
+
+def test_a_text_is_never_run_outside_of_its_transaction(servers, shards, table, monkeypatch):
+    """A request to cancel may hit what begins the transaction."""
+    writes = f"WITH x AS (INSERT INTO {table} VALUES (7) RETURNING a) SELECT a FROM x"
+    for sql in (writes, f"SELECT a FROM {table}"):
+        for _ in range(2):
+            with suppress(dss.QueryError):
+                dss.collect(sql, shards)
+    real = postgresql.begin
+    for broken in (lambda q: ("SELECT 1/0", *real(q)), lambda q: (*real(q), "SELECT 1/0")):
+        monkeypatch.setattr(postgresql, "begin", broken)
+        for sql in (writes, f"SELECT a FROM {table}"):
+            with pytest.raises(dss.QueryError, match="division by zero"):
+                dss.collect(sql, shards)
+    monkeypatch.undo()
+    assert set(dss.collect(f"SELECT a FROM {table}", shards)["a"].to_pylist()) == {1, 2}
+
+
+@pytest.mark.parametrize("end", ["SELECT 1/0; {}", "COMMIT; SELECT 1/0; {}"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_session_that_could_not_be_reset_is_not_lent_again(shards, monkeypatch, end, times):
+    sql = f"SELECT set_config('work_mem', '{10 + times}MB', false) AS x, pg_advisory_lock(77)::text"
+    for _ in range(times):
+        dss.collect(sql, shards)
+    monkeypatch.setattr(postgresql_script, "_COMMIT", end.format(postgresql_script._COMMIT))
+    with pytest.raises(dss.QueryError, match="division by zero"):
+        dss.collect(sql, shards)
+    monkeypatch.undo()
+    left = "SELECT current_setting('work_mem') AS m, (SELECT count(*) FROM pg_locks WHERE "
+    left += "locktype = 'advisory' AND pid = pg_backend_pid()) AS n"
+    assert {(row["m"], row["n"]) for row in dss.collect(left, shards).to_pylist()} == {("4MB", 0)}
+
+
+@pytest.mark.parametrize("times", [0, 2])
+@pytest.mark.parametrize("notice", [True, False])
+def test_an_error_does_not_wait_for_a_slow_shard(servers, shards, table_name, times, notice):
+    say = "RAISE NOTICE 'hm';" if notice else ""
+    servers.execute(
+        f"CREATE FUNCTION {table_name}(s float8, n int4) RETURNS int4 LANGUAGE plpgsql AS $$BEGIN "
+        f"{say} PERFORM pg_sleep(s); RETURN 1 / n; END$$"
+    )
+    sql = f"SELECT {table_name}(s, n) AS x FROM {table_name}_of"
+    servers.execute(f"CREATE TABLE {table_name}_of (s float8, n int4)")
+    for _ in range(times):
+        dss.collect(sql, shards)
+    with servers.session("s1") as cursor:
+        cursor.execute(f"INSERT INTO {table_name}_of VALUES (6, 1)")
+    with servers.session("s2") as cursor:
+        cursor.execute(f"INSERT INTO {table_name}_of VALUES (0.3, 0)")
+    started = time.monotonic()
+    with pytest.raises(dss.QueryError, match="division by zero") as caught:
+        dss.collect(sql, shards)
+    assert caught.value.shard == "s2"
+    assert time.monotonic() - started < 4
+
+
+def test_parameters_where_strings_are_not_read_as_the_standard_has_them(servers):
+    """libpq quotes for what it believes of the server when it connects."""
+    dsns = [
+        f"{dsn} options='-c standard_conforming_strings=off'" for dsn in list(servers.dsns.values())
+    ][:2]
+    topology = dss.Topology.from_dsns(dsns)
+    sql = "SELECT %s AS a, length(%s) AS n, %s AS b"
+    for text in (r"C:\new", r"\' OR 1 = 1 --", "'", r"\\", r"a\'||'b"):
+        for _ in range(2):
+            found = dss.collect(sql, topology, (text, text, b"x\\ny\0")).to_pylist()
+            assert found == [{"a": text, "n": len(text), "b": b"x\\ny\0"}] * 2

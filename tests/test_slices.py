@@ -400,7 +400,7 @@ def test_rows_moved_by_a_writer_are_read_once(servers, two, accounts):
 def test_a_session_that_waits_to_change_the_table_gives_a_clear_error(
     servers, two, accounts, monkeypatch
 ):
-    monkeypatch.setattr(postgresql_script, "SLICE_SETTINGS", "SET LOCAL lock_timeout = '300ms'; ")
+    monkeypatch.setattr(postgresql_script, "SLICE_SETTINGS", ("SET LOCAL lock_timeout = '300ms'",))
     emptied = threading.Event()
 
     def truncate():

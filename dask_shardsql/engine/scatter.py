@@ -161,13 +161,12 @@ def _read(parts: Sequence[_Part], query_id: str, *, at_once: bool) -> None:
                     if not done:
                         large.append(part)
             found = []
-        while running and not (waiting and ended.empty()):
+        # wait only where there is nothing to read here and no thread to start
+        while running and not (ended.empty() and (waiting or (large and running < _MOST_THREADS))):
             failure = ended.get()
             running -= 1
             if failure is not None:
                 raise failure
-            if large:
-                break
 
 
 def _end(parts: Sequence[_Part]) -> None:

@@ -18,7 +18,7 @@ from dask_shardsql.engine.drivers import postgresql_copy, postgresql_slices
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
 from dask_shardsql.engine.drivers.postgresql_copy import in_own_text, runner
 from dask_shardsql.engine.drivers.postgresql_params import merge_params, read_strings_as_standard
-from dask_shardsql.engine.drivers.postgresql_script import RESET, Script, begin
+from dask_shardsql.engine.drivers.postgresql_script import RESET, Script, begin, pins
 from dask_shardsql.engine.drivers.postgresql_slices import BEGIN_HOLDING
 from dask_shardsql.engine.drivers.postgresql_stage import PostgreSQLStage
 from dask_shardsql.engine.drivers.postgresql_wire import ServerError, Session
@@ -83,7 +83,7 @@ class PostgreSQLDriver:
                 stage.abandon()
         with connection.cursor() as cursor:
             try:
-                return postgresql_copy.describe(cursor, query).columns
+                return postgresql_copy.describe(cursor, query)[0].columns
             finally:
                 self._end(connection, "ROLLBACK")
 
@@ -177,8 +177,9 @@ class PostgreSQLDriver:
         """Return about how many bytes there are to read, from the catalog or the planner."""
         with connection.cursor() as cursor:
             text = merge_params(cursor, query)
+            read_strings_as_standard(connection)
             try:
-                cursor.execute(begin(query))
+                cursor.execute("; ".join(begin(query)))
                 return postgresql_slices.measure(runner(cursor), text, slicing)
             finally:
                 self._end(connection, "ROLLBACK")
@@ -189,12 +190,13 @@ class PostgreSQLDriver:
         """Export a snapshot, in a transaction that stays open."""
         with connection.cursor() as cursor:
             text = merge_params(cursor, query)
+            read_strings_as_standard(connection)
 
             def describe(sql: str) -> int:
                 cursor.execute(postgresql_copy.describing(sql))
                 return int(cursor.description[0].type_code)
 
-            cursor.execute(BEGIN_HOLDING + begin(query).removeprefix("BEGIN READ ONLY; "))
+            cursor.execute("; ".join((BEGIN_HOLDING, *pins(query))))
             return postgresql_slices.hold(runner(cursor), describe, text, slicing, slices)
 
     def cut(self, query: Query, part: Part, snapshot: str, bounds: tuple[str, ...]) -> Query:
@@ -205,7 +207,7 @@ class PostgreSQLDriver:
         """Whether the snapshot cannot be imported."""
         with connection.cursor() as cursor:
             try:
-                cursor.execute(begin(Query("", snapshot=snapshot)))
+                cursor.execute("; ".join(begin(Query("", snapshot=snapshot))))
             except psycopg2.Error:
                 return True
             finally:

@@ -15,7 +15,7 @@ import psycopg2
 from dask_shardsql.engine.copy_arena import Kinds
 from dask_shardsql.engine.copy_binary import CopyDecoder, CopyFile
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
-from dask_shardsql.engine.drivers.postgresql_params import merge_params
+from dask_shardsql.engine.drivers.postgresql_params import merge_params, read_strings_as_standard
 from dask_shardsql.engine.drivers.postgresql_script import begin
 from dask_shardsql.engine.drivers.postgresql_types import (
     Described,
@@ -33,14 +33,16 @@ _COPY_START, _COPY_END = "(\n", "\n)"
 _BUFFER_BYTES = 64 << 10  # what stays in a core's cache until it is decoded
 
 
-def describe(cursor: Any, query: Query) -> Described:
-    """Begin the transaction of a query, and describe it."""
+def describe(cursor: Any, query: Query) -> tuple[Described, str]:
+    """Begin the transaction of a query, describe it, and return its text as well."""
     text = merge_params(cursor, query)
-    cursor.execute(begin(query) + describing(text))
+    read_strings_as_standard(cursor.connection)
+    cursor.execute("; ".join((*begin(query), describing(text))))
     if not cursor.description:
         raise ColumnError("the query returns no columns")
     find_not_null = query.find_not_null and not makes_nulls(text)
-    return columns_of(fields_of_cursor(cursor.description), runner(cursor), find_not_null)
+    fields = fields_of_cursor(cursor.description)
+    return columns_of(fields, runner(cursor), find_not_null), text
 
 
 def read(
@@ -50,11 +52,11 @@ def read(
 
     Whatever stops the COPY but the server's own refusal closes the connection.
     """
-    described = describe(cursor, query)
+    described, text = describe(cursor, query)
     columns = resolve(described.columns)
     kinds = described.kinds(columns)
     decoder = CopyDecoder(columns, kinds, query.unrepresentable, on_batch, query.batch_bytes)
-    copy = _copy_of(merge_params(cursor, query), kinds)
+    copy = _copy_of(text, kinds)
     try:
         with io.BufferedWriter(CopyFile(decoder), _BUFFER_BYTES) as buffer:
             cursor.copy_expert(copy, buffer)

@@ -19,7 +19,6 @@ __all__ = ["merge_params", "read_strings_as_standard"]
 
 def merge_params(cursor: Any, query: Query) -> str:
     """Put the parameters into the text, quoted by libpq for this connection."""
-    read_strings_as_standard(cursor.connection)
     if query.params is None:
         return query.sql
     problem, text = "", b""

@@ -3,8 +3,9 @@
 The user's text goes to the server as it is, through the extended query protocol: the server itself
 refuses a second statement in it, describes it without running it, and sends each column in binary
 form or as text, whichever is asked for (PostgreSQL manual, "Message Flow", "Extended Query"). What
-begins and ends the transaction are simple queries, each a message of its own, so that nothing that
-a text has opened reaches beyond it.
+begins the transaction goes before it up to the same Sync: should any of that fail, the server skips
+the rest, and never runs a text outside of its transaction. Each statement is a message of its own,
+so nothing that a text has opened reaches beyond it.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from dask_shardsql.engine.drivers.base import Query
-from dask_shardsql.engine.drivers.postgresql_slices import SLICE_SETTINGS
+from dask_shardsql.engine.drivers.postgresql_slices import BEGIN_HOLDING, SLICE_SETTINGS
 
-__all__ = ["RESET", "KnownTexts", "Request", "Script", "begin", "simple_query"]
+__all__ = ["RESET", "KnownTexts", "Request", "Script", "begin", "pins", "simple_query"]
 
 _PINS = (
-    "SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, MDY'; "
-    "SET LOCAL IntervalStyle = 'postgres'; SET LOCAL extra_float_digits = 3; "
-    "SET LOCAL bytea_output = 'hex'; SET LOCAL application_name = '{name}'; "
+    "SET LOCAL TimeZone = 'UTC'",
+    "SET LOCAL DateStyle = 'ISO, MDY'",
+    "SET LOCAL IntervalStyle = 'postgres'",
+    "SET LOCAL extra_float_digits = 3",
+    "SET LOCAL bytea_output = 'hex'",
 )
 RESET = (
     "; RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; "
@@ -36,15 +39,19 @@ RESET = (
 _MOST_KNOWN = 1000
 
 
-def begin(query: Query) -> str:
-    """Return what begins the transaction that a query is read in."""
-    start = "BEGIN READ ONLY; "
+def begin(query: Query) -> tuple[str, ...]:
+    """Return the statements that begin the transaction that a query is read in."""
+    start: tuple[str, ...] = ("BEGIN READ ONLY",)
     if query.snapshot is not None:
         snapshot = query.snapshot.replace("'", "''")
-        start = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; "
-        start += f"SET TRANSACTION SNAPSHOT '{snapshot}'; {SLICE_SETTINGS}"
+        start = (BEGIN_HOLDING, f"SET TRANSACTION SNAPSHOT '{snapshot}'", *SLICE_SETTINGS)
+    return *start, *pins(query)
+
+
+def pins(query: Query) -> tuple[str, ...]:
+    """Return the statements that pin what decides how values are written and compared."""
     name = f"dask_shardsql:{query.query_id}".replace("'", "")[:63]
-    return start + _PINS.format(name=name)
+    return *_PINS, f"SET LOCAL application_name = '{name}'"
 
 
 class Request(NamedTuple):
@@ -60,27 +67,33 @@ class Script:
 
     Parameters
     ----------
-    begin : str
-        Begins the transaction.
+    begin : tuple of str
+        The statements that begin the transaction.
     sql : str
         The query, with its parameters merged into it.
     """
 
-    begin: str
+    begin: tuple[str, ...]
     sql: str
 
     @functools.cached_property
     def description(self) -> Request:
         """Begin, describe, and see whether it may be run."""
-        messages = (simple_query(self.begin), _parse(self.sql), _DESCRIBE, _bind(()), _SYNC)
-        return Request(b"".join(messages), (self.begin, self.sql))
+        return Request(b"".join((*self._described, _bind(()), _SYNC)), (self.sql,))
 
     @functools.cached_property
     def all_at_once(self) -> Request:
-        """Begin, describe, read all columns in binary form, and end."""
-        rows = self.rows((True,), parse=False)
-        messages = (simple_query(self.begin), _parse(self.sql), _DESCRIBE, rows.messages)
-        return Request(b"".join(messages), (self.begin, *rows.texts))
+        """Begin, describe, read all columns in binary form, and end.
+
+        The description is sent when it is made, not when the first rows are.
+        """
+        parts = (*self._described, _bind((True,)), _FLUSH, _EXECUTE, _SYNC, simple_query(_COMMIT))
+        return Request(b"".join(parts), (self.sql, _COMMIT))
+
+    @property
+    def _described(self) -> tuple[bytes, ...]:
+        begun = (_parse(text) + _bind(()) + _EXECUTE for text in self.begin)
+        return *begun, _parse(self.sql), _DESCRIBE
 
     def rows(self, in_binary: Sequence[bool], *, parse: bool) -> Request:
         """Read the rows, and end.
@@ -90,9 +103,10 @@ class Script:
         in_binary : sequence of bool
             Whether each column is sent in binary form, or as text; one for all where all are.
         parse : bool
-            Whether the text is to be sent again, as simple queries make the server forget it.
+            Whether the text is to be sent, and described, again, as simple queries make the server
+            forget it.
         """
-        parsed = _parse(self.sql) if parse else b""
+        parsed = _parse(self.sql) + _DESCRIBE if parse else b""
         messages = (parsed, _bind(in_binary), _EXECUTE, _SYNC, simple_query(_COMMIT))
         return Request(b"".join(messages), (self.sql, _COMMIT))
 
@@ -146,5 +160,5 @@ def _message(kind: bytes, body: bytes) -> bytes:
 
 _DESCRIBE = _message(b"D", b"S\0")
 _EXECUTE = _message(b"E", b"\0" + bytes(4))
-_SYNC = _message(b"S", b"")
+_FLUSH, _SYNC = _message(b"H", b""), _message(b"S", b"")
 _COMMIT, _ROLL_BACK = "COMMIT" + RESET, "ROLLBACK" + RESET

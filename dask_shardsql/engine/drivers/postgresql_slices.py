@@ -23,11 +23,11 @@ __all__ = ["BEGIN_HOLDING", "SLICE_SETTINGS", "cut", "hold", "measure"]
 
 Run = Callable[[str], Sequence[Sequence[Any]]]
 
-BEGIN_HOLDING = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; "
+BEGIN_HOLDING = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 #: For whoever reads a slice. A session that waits to change a table's shape waits for the holder
 #: of the snapshot, and a slice would wait behind it: nobody could go on. And scans begin where
 #: the table does, so that a query gives each slice its rows in the same order.
-SLICE_SETTINGS = "SET LOCAL lock_timeout = '10s'; SET LOCAL synchronize_seqscans = off; "
+SLICE_SETTINGS = ("SET LOCAL lock_timeout = '10s'", "SET LOCAL synchronize_seqscans = off")
 
 _STAY = (
     "SELECT pg_catalog.set_config(name, '0', true) FROM pg_catalog.pg_settings WHERE name IN "

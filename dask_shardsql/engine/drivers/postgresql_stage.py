@@ -12,7 +12,6 @@ against 4.55 s for TPC-H lineitem at scale 1 (PostgreSQL 18), the client reading
 from __future__ import annotations
 
 import re
-import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -38,8 +37,10 @@ from dask_shardsql.engine.drivers.postgresql_types import (
     makes_nulls,
 )
 from dask_shardsql.engine.drivers.postgresql_wire import (
+    NO_PARAMETERS,
     ServerError,
     Session,
+    check_count,
     parse_error,
     parse_row,
     receive_some,
@@ -57,6 +58,7 @@ _PATIENCE = 5  # how often to wait for a server when the query was cancelled
 _SILENT = "the server does not answer any more"
 _GOES_BY = ("client_encoding", "standard_conforming_strings")  # libpq, to quote parameters
 _ROW, _FIELDS, _PLACEHOLDERS, _ERROR, _PARAMETER, _READY, _BOUND, _COMPLETE = b"DTtESZ2C"
+_IDLE = ord("I")  # no transaction
 _MAY_BE_LONG = b"DTENA"
 _MOST_SHORT = 30_000  # bytes of another message: what is longer is not PostgreSQL's protocol
 _NOT_FOR_US = b"1nINA"  # parsed; no columns, an empty query, notices, notifications
@@ -96,17 +98,18 @@ class PostgreSQLStage:
         self._query = query
         self._script = script
         self._refuse = refuse
-        self._received = self._fields = b""
+        self._received = self._fields = self._description = b""
         self._changed: dict[str, str] = {}
         self._described: Described | None = None
         self._decoder: CopyDecoder | None = None
         self._failure: ServerError | None = None
         self._failed = ""  # what the server says that of
-        self._awaits_rows = self._takes_rows = False
+        self._awaits_rows = self._takes_rows = self._has_ended = False
+        self._status, self._is_reset = 0, True
         self._sent: list[str] = []
         self._answered = 0  # of these
         self._is_over = self._is_large = False
-        self._is_parsed = True
+        self._is_parsed, self._is_known = True, query.sql in _known
         # until all is over: whatever interrupts us in between, nobody is lent such a session
         session.spoiled = True
         self._at_once = at_once and not query.find_not_null and query.sql in _known
@@ -122,6 +125,7 @@ class PostgreSQLStage:
             raise
         if not description:
             raise ColumnError("the query returns no columns")
+        self._description = description
         find_not_null = self._query.find_not_null and not makes_nulls(self._script.sql)
         described = None if find_not_null else described_by(description)
         if described is None and self._at_once:
@@ -146,8 +150,7 @@ class PostgreSQLStage:
         self._decoder = CopyDecoder(columns, kinds, unrepresentable, on_batch, size)
         if not self._at_once:
             if columns == described.columns:  # else it is not the text that decides
-                known = all(kinds) and not described.looked_up
-                _known.note(self._query.sql, known=known)
+                self._is_known = all(kinds) and not described.looked_up
             self._awaits_rows = True
             in_binary = [bool(kind) for kind in kinds]
             self._send(self._script.rows(in_binary, parse=not self._is_parsed))
@@ -193,13 +196,18 @@ class PostgreSQLStage:
                 if status != Status.MESSAGE:
                     tell_what_is_wrong(self._descriptor)
                 self._received = decoder.take_rest()
-            if self._read_messages() == _READY:
+            try:
+                answer = self._read_messages(deadline=None if whole else 0.0)
+            except TimeoutError:
+                return False
+            if answer == _READY:
                 if self._is_answered:
                     break
                 if self._failure is None:
                     decoder.deliver()
         self._settle()
         self._raise_failure()
+        _known.note(self._query.sql, known=self._is_known)
         return True
 
     def abandon(self) -> None:
@@ -257,7 +265,7 @@ class PostgreSQLStage:
         if self._at_once and self._is_answered:
             self._settle()  # the transaction has ended: nothing but a failure keeps rows from it
         self._raise_failure()
-        return self._fields, rows
+        return b"" if self._at_once and self._is_answered else self._fields, rows
 
     def _rows(self, sql: str) -> list[tuple[str | None, ...]]:
         """Run a query of our own in the transaction."""
@@ -307,26 +315,33 @@ class PostgreSQLStage:
                 completed = _COMPLETIONS.match(received, at)
                 end = end if completed is None else completed.end()
             elif kind == _ROW:
-                if self._sent[self._answered :][:1] == [self._script.sql]:
+                if self._has_ended:
                     raise ConnectionLostError("the server sent rows behind their end")
                 if rows is not None:
                     rows.append(parse_row(received[at + 5 : end]))
             elif kind == _FIELDS:
                 self._fields = received[at + 5 : end]
             elif kind == _ERROR:
+                self._takes_rows = False
+                self._is_reset &= self._answering == self._script.sql
                 self._note_failure(parse_error(received[at + 5 : end]))
             elif kind == _PARAMETER:
                 self._note(received[at + 5 : end])
-            elif kind == _READY or (kind == _BOUND and self._awaits_rows):
-                self._received, self._takes_rows = received[end:], kind == _BOUND
-                self._answered += kind == _READY
-                self._awaits_rows &= kind == _READY
+            elif kind == _READY:
+                self._received, self._takes_rows, self._has_ended = received[end:], False, False
+                self._status, self._answered = received[at + 5], self._answered + 1
+                return kind
+            elif kind == _BOUND and self._awaits_rows and (self._fields or not self._at_once):
+                self._check_description()
+                self._received, self._takes_rows = received[end:], True
+                self._awaits_rows = False
                 return kind
             elif kind == _COMPLETE:
-                self._check_count(received[at + 5 : end])
-                self._takes_rows = False
+                check_count(received[at + 5 : end], self._decoder.rows if self._decoder else 0)
+                self._takes_rows, self._has_ended = False, True
             elif kind == _PLACEHOLDERS:
-                self._note_placeholders(received[at + 5 : end])
+                if received[at + 5 : end] != b"\0\0":  # how many there are
+                    self._note_failure(NO_PARAMETERS)
             elif kind != _BOUND and kind not in _NOT_FOR_US:
                 raise ConnectionLostError(f"the server answered with a message {chr(kind)!r}")
             at = end
@@ -348,24 +363,17 @@ class PostgreSQLStage:
     def _note_failure(self, failure: ServerError) -> None:
         """Keep the first: what follows from it is refused because of it."""
         if self._failure is None:
-            at = min(self._answered, len(self._sent) - 1)
-            self._failure, self._failed = failure, self._sent[at]
+            self._failure, self._failed = failure, self._answering
 
-    def _note_placeholders(self, body: bytes) -> None:
-        (count,) = struct.unpack_from(">h", body)
-        if count:
-            hint = "placeholders are written %s, or %(name)s, and their values given as params"
-            self._note_failure(ServerError("there is no parameter $1", "42P02", None, None, hint))
+    @property
+    def _answering(self) -> str:
+        """The text that is being answered."""
+        return self._sent[min(self._answered, len(self._sent) - 1)]
 
-    def _check_count(self, body: bytes) -> None:
-        """Compare how many rows the server has sent with how many were received."""
-        tag, _, count = body.rstrip(b"\0").rpartition(b" ")
-        received = self._decoder.rows if self._decoder is not None else 0
-        if tag == b"SELECT" and count != b"%d" % received:
-            raise ConnectionLostError(
-                f"{received} rows have come of those that the server says it has sent. Is there a "
-                "proxy in between that drops messages?"
-            )
+    def _check_description(self) -> None:
+        """Compare the second description of a text that had to be sent twice."""
+        if not self._is_parsed and self._fields != self._description:
+            raise ColumnError("the query's columns have changed while it was read: read it again")
 
     def _note(self, body: bytes) -> None:
         """Take note of a parameter of the session that has changed."""
@@ -373,13 +381,8 @@ class PostgreSQLStage:
         if name in _GOES_BY:
             self._changed[name] = value
         if name == "client_encoding" and value != "UTF8":
-            self._note_failure(
-                ServerError(
-                    f"the query sets client_encoding to {value}, in which its own texts may then "
-                    "come: take that out of it",
-                    "0A000",
-                )
-            )
+            what = f"the query sets client_encoding to {value}, in which its own texts may then "
+            self._note_failure(ServerError(what + "come: take that out of it", "0A000"))
 
     def _settle(self) -> None:
         """The session is idle again: look whether libpq's picture of it is still true."""
@@ -387,4 +390,8 @@ class PostgreSQLStage:
             raise ConnectionLostError("the server sent more than it was asked for")
         self._is_over = True
         known = self._session.get_parameter_status
-        self._session.spoiled = any(known(name) != value for name, value in self._changed.items())
+        self._session.spoiled = (
+            not self._is_reset
+            or self._status != _IDLE
+            or any(known(name) != value for name, value in self._changed.items())
+        )

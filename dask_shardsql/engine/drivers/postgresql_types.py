@@ -138,7 +138,7 @@ class Described:
     looked_up: Mapping[int, tuple[str, str, str]]
 
     def kinds(self, columns: Sequence[Column]) -> list[Kinds]:
-        """Return how COPY BINARY sends each of these columns, which may have other Arrow types."""
+        """Return what is sent of each of these columns, which may have other Arrow types."""
         if columns == self.columns:
             return list(self._own_kinds)
         return [
@@ -244,7 +244,7 @@ def _look_up(
 def _kinds_of_field(
     field: Field, looked_up: Mapping[int, tuple[str, str, str]], arrow_type: pa.DataType
 ) -> Kinds:
-    """Return how COPY BINARY sends a column that is to be of an Arrow type.
+    """Return what is sent of a column that is to be of an Arrow type.
 
     Nothing, where the kernel cannot read that: the column's text form is to be sent instead.
 

@@ -36,8 +36,10 @@ import psycopg2.extensions as pgx
 from dask_shardsql.errors import ConnectionLostError
 
 __all__ = [
+    "NO_PARAMETERS",
     "ServerError",
     "Session",
+    "check_count",
     "parse_error",
     "parse_row",
     "receive_some",
@@ -116,6 +118,23 @@ class ServerError(NamedTuple):
     position: int | None = None
     detail: str | None = None
     hint: str | None = None
+
+
+NO_PARAMETERS = ServerError(
+    "there is no parameter $1",
+    "42P02",
+    hint="placeholders are written %s, or %(name)s, and their values given as params",
+)
+
+
+def check_count(body: bytes, received: int) -> None:
+    """Compare how many rows a CommandComplete says were sent with how many were received."""
+    tag, _, count = body.rstrip(b"\0").rpartition(b" ")
+    if tag == b"SELECT" and count != b"%d" % received:
+        raise ConnectionLostError(
+            f"{received} rows have come of those that the server says it has sent. Is there a "
+            "proxy in between that drops messages?"
+        )
 
 
 def send(descriptor: int, data: bytes) -> None:
