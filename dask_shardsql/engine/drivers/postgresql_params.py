@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -10,7 +9,7 @@ import psycopg2
 import psycopg2.extensions as pgx
 
 from dask_shardsql.engine.drivers.base import Query
-from dask_shardsql.engine.drivers.rows import plain_value
+from dask_shardsql.engine.drivers.rows import each_param, plain_value
 from dask_shardsql.errors import ParameterError
 from dask_shardsql.sql.statement import single_query
 
@@ -23,7 +22,7 @@ def merge_params(cursor: Any, query: Query) -> str:
         return query.sql
     problem, text = "", b""
     try:
-        text = cursor.mogrify(query.sql, _adaptable(query.params))
+        text = cursor.mogrify(query.sql, each_param(query.params, _adapt))
     except (IndexError, TypeError) as error:
         problem = f"the parameters do not fit the placeholders: {error}"
     except KeyError as error:
@@ -53,18 +52,8 @@ def read_strings_as_standard(connection: Any) -> None:
             cursor.execute("SET standard_conforming_strings = on")
 
 
-def _adaptable(params: Any) -> Any:
-    """Return the parameters with NumPy, pandas, Arrow and UUID values as psycopg2 takes them."""
-    if isinstance(params, Mapping):
-        return {key: _adapt(value) for key, value in params.items()}
-    if isinstance(params, str | bytes) or not hasattr(params, "__iter__"):
-        raise ParameterError(
-            f"params must be a sequence or a mapping of values, not {type(params).__name__}"
-        )
-    return tuple(_adapt(value) for value in params)
-
-
 def _adapt(value: Any) -> Any:
+    """Return a NumPy, pandas, Arrow or UUID value as psycopg2 takes it."""
     import numpy as np
     import pandas as pd
 

@@ -104,16 +104,15 @@ class PostgreSQLStage:
         self._decoder: CopyDecoder | None = None
         self._failure: ServerError | None = None
         self._failed = ""  # what the server says that of
-        self._awaits_rows = self._takes_rows = self._has_ended = False
+        self._is_parsed, self._is_known = True, query.sql in _known
+        self._at_once = at_once and not query.find_not_null and self._is_known
+        self._awaits_rows, self._takes_rows, self._has_ended = self._at_once, False, False
         self._status, self._is_reset = 0, True
         self._sent: list[str] = []
         self._answered = 0  # of these
         self._is_over = self._is_large = False
-        self._is_parsed, self._is_known = True, query.sql in _known
         # until all is over: whatever interrupts us in between, nobody is lent such a session
         session.spoiled = True
-        self._at_once = at_once and not query.find_not_null and query.sql in _known
-        self._awaits_rows = self._at_once
         self._send(script.all_at_once if self._at_once else script.description)
 
     def describe(self) -> Columns:

@@ -22,7 +22,7 @@ from dask_shardsql.engine.drivers.base import Columns, OnBatch
 from dask_shardsql.errors import ColumnError, ParameterError, UnrepresentableValueError
 from dask_shardsql.sql.types import Column, arrow_schema
 
-__all__ = ["double_quoted", "plain_params", "plain_value", "read_rows", "to_array"]
+__all__ = ["double_quoted", "each_param", "plain_params", "plain_value", "read_rows", "to_array"]
 
 _BATCH_BYTES = 8 << 20
 _FIRST_ROWS = 256
@@ -134,15 +134,24 @@ def plain_params(params: Any, adapt: Callable[[Any], Any] | None = None) -> Any:
         value = plain_value(value)
         return adapt(value) if adapt else value
 
-    if params is None:
-        return None
+    return None if params is None else each_param(params, one)
+
+
+def each_param(params: Any, make: Callable[[Any], Any]) -> Any:
+    """Return what is made of each parameter's value, as a tuple or dict.
+
+    Raises
+    ------
+    ParameterError
+        It is neither a sequence nor a mapping.
+    """
     if isinstance(params, Mapping):
-        return {key: one(value) for key, value in params.items()}
+        return {key: make(value) for key, value in params.items()}
     if isinstance(params, str | bytes) or not hasattr(params, "__iter__"):
         raise ParameterError(
             f"params must be a sequence or a mapping of values, not {type(params).__name__}"
         )
-    return tuple(one(value) for value in params)
+    return tuple(make(value) for value in params)
 
 
 def plain_value(value: Any) -> Any:
