@@ -26,7 +26,7 @@ import dask_shardsql as dss
 from dask_shardsql import eager
 from dask_shardsql.engine import cancel, pools, scatter
 from dask_shardsql.engine.drivers.base import Query
-from dask_shardsql.engine.drivers.postgresql_wire import Session
+from dask_shardsql.engine.drivers.postgresql_libpq import Session
 
 pytestmark = pytest.mark.usefixtures("pools_of_its_own")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from dask_shardsql.engine.copy_arena import BATCH_BYTES, SPARE, Arena, Kinds
 from dask_shardsql.engine.copy_kernel.layout import INFO, Status
-from dask_shardsql.engine.copy_kernel.rows import decode, pump
+from dask_shardsql.engine.copy_kernel.rows import decode, pump, pump_copy
 from dask_shardsql.engine.copy_values import show_value
 from dask_shardsql.engine.drivers.base import Columns, OnBatch
 from dask_shardsql.engine.text_values import decode_text
@@ -78,7 +78,6 @@ class CopyDecoder:
         self._info_address = self._info.buffer_info()[0]
         self._source = np.empty(_FIRST_SOURCE_BYTES + SPARE, np.uint8)
         self._source_address = self._source.ctypes.data
-        self._done = False
 
     def receive(self, descriptor: int, wait: int = 200, *, small: bool = False) -> Status:
         """Receive DataRow messages from a socket that does not block, and decode them.
@@ -99,6 +98,27 @@ class CopyDecoder:
             nothing came for so long; call again. ``FULL``: there is more than a few rows; call
             again. ``CLOSED``, ``FAILED``: nothing more will come.
         """
+        return self._receive(pump, descriptor, wait, small)
+
+    def receive_copy(self, copy: int, wait: int = 200) -> Status:
+        """Take a COPY from libpq, and decode it.
+
+        Parameters
+        ----------
+        copy : int
+            Address of what the kernel has to know of it: see :class:`COPY`.
+        wait : int, default 200
+            For how long to wait for more, in milliseconds.
+
+        Returns
+        -------
+        Status
+            ``WAITING``: nothing came for so long; call again. ``CLOSED``: libpq has no more of it,
+            and tells why. ``FAILED``: libpq tells what has failed.
+        """
+        return self._receive(pump_copy, copy, wait, False)
+
+    def _receive(self, take: Callable[..., int], origin: int, wait: int, small: bool) -> Status:
         arena, info, columns = self._arena, self._info, len(self._columns)
         state, plan = self._info_address, arena.plan_address
         while True:
@@ -106,7 +126,7 @@ class CopyDecoder:
             source = self._source_address
             if not arena.is_laid_out and (waiting := info[INFO.END] - info[INFO.POSITION]):
                 arena.renew(waiting)
-            status = pump(descriptor, wait, source, size, state, plan, columns, arena.address)
+            status = take(origin, wait, source, size, state, plan, columns, arena.address)
             if status == Status.NEED:
                 self._grow_source(int(info[INFO.AMOUNT]))
             elif small and status == Status.FULL and arena.is_laid_out:
@@ -128,7 +148,7 @@ class CopyDecoder:
             self._source[end : end + taken] = given[:taken]
             info[INFO.END] = end + taken
             given = given[taken:]
-            if self._done:
+            if self._is_done:
                 self._malformed("more bytes follow its end")
             go_on = True
             while go_on:
@@ -136,7 +156,6 @@ class CopyDecoder:
                 status = decode(source, state, plan, columns, arena.address, False)
                 go_on = self._go_on(status)
             if status == Status.DONE:
-                self._done = True
                 self._move_to_front()
 
     def take_rest(self) -> bytes:
@@ -154,6 +173,11 @@ class CopyDecoder:
         self._info[INFO.POSITION] = self._info[INFO.MESSAGE_END] = 0
         self._info[INFO.END] = len(data)
 
+    def take_held(self) -> int:
+        """Return the address of what libpq has given out and is not decoded, or 0: to be freed."""
+        held, self._info[INFO.HELD] = self._info[INFO.HELD], 0
+        return held
+
     @property
     def rows(self) -> int:
         """How many rows were decoded so far."""
@@ -161,8 +185,8 @@ class CopyDecoder:
 
     def finish(self) -> None:
         """Deliver what is left; an error unless the COPY has come to its end."""
-        if not self._done or self._info[INFO.POSITION] < self._info[INFO.END]:
-            self._malformed("it ends too early" if not self._done else "more bytes follow its end")
+        if not self._is_done or self._info[INFO.POSITION] < self._info[INFO.END]:
+            self._malformed("more bytes follow its end" if self._is_done else "it ends too early")
         self.deliver()
 
     def deliver(self) -> None:
@@ -176,6 +200,10 @@ class CopyDecoder:
             if not self._kinds[number]:
                 arrays[number] = decode_text(texts, column, self._unrepresentable)
         self._on_batch(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
+
+    @property
+    def _is_done(self) -> bool:
+        return self._info[INFO.STARTED] == 2
 
     def _go_on(self, status: int) -> bool:
         """Do what the kernel stopped for; return whether it can go on without more bytes."""

@@ -166,7 +166,7 @@ def with_collect(topology, logins, processes=0):
 @contextmanager
 def with_collect_over_libpq(topology, logins):
     """As where TLS or GSSAPI encrypts the connections, without the encryption's own cost."""
-    from dask_shardsql.engine.drivers.postgresql_wire import Session
+    from dask_shardsql.engine.drivers.postgresql_libpq import Session
 
     Session.is_plain = False
     with with_collect(topology, logins) as read:
@@ -202,7 +202,7 @@ WAYS = {
     LIMIT: Way("psql, COPY (FORMAT binary) to /dev/null: the limit", with_psql),
     "collect": Way("**dss.collect**, threads", with_collect),
     "collect-libpq": Way(
-        "**dss.collect**, threads, through copy_expert (as under TLS)", with_collect_over_libpq
+        "**dss.collect**, threads, through libpq (as under TLS)", with_collect_over_libpq
     ),
     "collect-cluster": Way(
         "**dss.collect**, cluster of 2 processes", partial(with_collect, processes=2)

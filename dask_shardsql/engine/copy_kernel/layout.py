@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-__all__ = ["INFO", "PLAN", "Kind", "Status"]
+__all__ = ["COPY", "INFO", "PLAN", "Kind", "Status"]
 
 
 class Kind(IntEnum):
@@ -37,9 +37,9 @@ class Status(IntEnum):
     MESSAGE = -4  # another message than DataRow is at the position
     MALFORMED = -5  # these are no rows of these columns
     UNREPRESENTABLE = -6  # a value does not fit; INFO tells which and where it is
-    CLOSED = -7  # the server closed the connection
+    CLOSED = -7  # the server closed the connection, or libpq has no more of a COPY
     WAITING = -8  # nothing came for a while
-    FAILED = -9  # the socket has an error
+    FAILED = -9  # the socket has an error, or libpq
 
 
 class PLAN(IntEnum):
@@ -71,3 +71,15 @@ class INFO(IntEnum):
     VALUE = 7  # where the value is that does not fit
     LENGTH = 8  # its length
     MAKE_NULL = 9  # whether such a value becomes NULL instead
+    HELD = 10  # address of what libpq has given out and could not be taken yet, or 0
+    HELD_LENGTH = 11
+
+
+class COPY(IntEnum):
+    """What is to be known of a COPY that libpq receives: addresses, and its socket."""
+
+    CONNECTION = 0
+    DESCRIPTOR = 1
+    GET = 2  # the function PQgetCopyData
+    FREE = 3  # PQfreemem
+    CONSUME = 4  # PQconsumeInput

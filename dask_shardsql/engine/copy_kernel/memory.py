@@ -1,4 +1,4 @@
-"""Single loads and stores at any address, and two calls of the system, for the kernel.
+"""Single loads and stores at any address, and calls of the system and of libpq, for the kernel.
 
 Addresses and not arrays, as Numba counts references to arrays, atomically and at every call: that
 would cost more than the decoding. Nothing here checks a bound: the callers do, once for a value.
@@ -15,10 +15,14 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 __all__ = [
+    "consume_input",
     "copy",
+    "copy_exactly",
+    "free_memory",
     "get8",
     "get32",
     "get64",
+    "get_copy_data",
     "item",
     "load16",
     "load32",
@@ -37,6 +41,7 @@ __all__ = [
 _POLLIN = 1
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 _POINTER = ir.IntType(8).as_pointer()
+_VOID = ir.VoidType()
 
 
 def _pointer(builder: Any, args: Any, bits: int, scale: int = 1) -> Any:
@@ -115,6 +120,59 @@ def poll(typingctx: Any, fd: Any, timeout: Any) -> Any:
         return builder.sext(result, _I64)
 
     return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def get_copy_data(typingctx: Any, function: Any, connection: Any, target: Any) -> Any:
+    """Call PQgetCopyData, without waiting; it writes the address of the data to `target`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(_I32, [_POINTER, _POINTER, _I32])
+        return builder.sext(_call(builder, kind, *args, _I32(1)), _I64)
+
+    return types.int64(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def consume_input(typingctx: Any, function: Any, connection: Any) -> Any:
+    """Call PQconsumeInput."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.sext(_call(builder, ir.FunctionType(_I32, [_POINTER]), *args), _I64)
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def free_memory(typingctx: Any, function: Any, address: Any) -> Any:
+    """Call PQfreemem."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _call(builder, ir.FunctionType(_VOID, [_POINTER]), *args)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def copy_exactly(typingctx: Any, target: Any, source: Any, length: Any) -> Any:
+    """Copy so many bytes from one address to another, and touch no others."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        to, start = (builder.inttoptr(address, _POINTER) for address in args[:2])
+        cgutils.raw_memcpy(builder, to, start, args[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+def _call(builder: Any, kind: Any, function: Any, *args: Any) -> Any:
+    """Call the function at an address; so are those arguments given that are pointers."""
+    given = [
+        builder.inttoptr(value, _POINTER) if wanted == _POINTER else value
+        for value, wanted in zip(args, kind.args, strict=True)
+    ]
+    return builder.call(builder.inttoptr(function, kind.as_pointer()), given)
 
 
 @njit(inline="always")

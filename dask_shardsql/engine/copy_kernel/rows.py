@@ -1,4 +1,4 @@
-"""Rows in a buffer, or from a socket -> columns in the arena.
+"""Rows in a buffer, from a socket or from libpq -> columns in the arena.
 
 Rows in a file of COPY, and those in DataRow messages with all values in binary form, are the same
 bytes: PostgreSQL manual, COPY, "Binary Format"; ibid., "Message Formats", DataRow.
@@ -17,10 +17,14 @@ from typing import Any
 
 from numba import njit
 
-from dask_shardsql.engine.copy_kernel.layout import INFO, PLAN, Kind, Status
+from dask_shardsql.engine.copy_kernel.layout import COPY, INFO, PLAN, Kind, Status
 from dask_shardsql.engine.copy_kernel.memory import (
+    consume_input,
+    copy_exactly,
+    free_memory,
     get8,
     get64,
+    get_copy_data,
     item,
     load32,
     poll,
@@ -37,7 +41,7 @@ from dask_shardsql.engine.copy_kernel.values import (
     write_scalar,
 )
 
-__all__ = ["decode", "pump"]
+__all__ = ["decode", "pump", "pump_copy"]
 
 _MAGIC = tuple(b"PGCOPY\n\xff\r\n\0")
 _DATA_ROW = ord("D")
@@ -212,6 +216,18 @@ def decode(source, info, plan, columns, arena, framed):
     return status
 
 
+@njit(nogil=True)
+def _to_front(source, info):
+    """Move the bytes that wait to the front, in words, and return where they end."""
+    position, end = item(info, INFO.POSITION), item(info, INFO.END)
+    for word in range(0, end - position, 8):
+        put64(source, word, get64(source, position + word))
+    set_item(info, INFO.POSITION, 0)
+    set_item(info, INFO.END, end - position)
+    set_item(info, INFO.MESSAGE_END, 0)
+    return end - position
+
+
 @_compiled("int64(int64, int64, int64, int64, int64, int64, int64, int64)")
 def pump(descriptor, wait, source, size, info, plan, columns, arena):
     """Receive from a socket that does not block, and decode, until something stops it.
@@ -226,13 +242,7 @@ def pump(descriptor, wait, source, size, info, plan, columns, arena):
             return status
         position, end = item(info, INFO.POSITION), item(info, INFO.END)
         if position == end or size - position < max(item(info, INFO.AMOUNT), size >> 1):
-            # to the front, in words: the target is before the source
-            for word in range(0, end - position, 8):
-                put64(source, word, get64(source, position + word))
-            end -= position
-            set_item(info, INFO.POSITION, 0)
-            set_item(info, INFO.END, end)
-            set_item(info, INFO.MESSAGE_END, 0)
+            end = _to_front(source, info)
         while True:
             got = receive(descriptor, source + end, size - end)
             if got > 0:
@@ -247,3 +257,58 @@ def pump(descriptor, wait, source, size, info, plan, columns, arena):
             failures += 1
             if failures > 2:
                 return Status.FAILED
+
+
+@_compiled("int64(int64, int64, int64, int64, int64, int64, int64, int64)")
+def pump_copy(copy, wait, source, size, info, plan, columns, arena):
+    """Take a COPY from libpq, and decode it, until something stops it.
+
+    Parameters are those of :func:`pump`, but the first: the address of an int64 for each of
+    :class:`COPY`. It is through when it returns ``CLOSED``. What libpq has given out and is not
+    taken yet (``INFO.HELD``) is to be freed by whoever does not call again.
+    """
+    connection = item(copy, COPY.CONNECTION)
+    while True:
+        if item(info, INFO.STARTED) != 2:
+            status = decode(source, info, plan, columns, arena, False)
+            if status != Status.NEED and status != Status.DONE:
+                return status
+        end = _to_front(source, info)
+        if item(info, INFO.STARTED) == 2 and end > 0:
+            return Status.MALFORMED
+        if item(info, INFO.AMOUNT) > size:
+            return Status.NEED
+        filled = 0
+        while True:
+            length = item(info, INFO.HELD_LENGTH)
+            if length == 0:
+                slot = info + 8 * INFO.HELD
+                length = get_copy_data(item(copy, COPY.GET), connection, slot)
+                set_item(info, INFO.HELD_LENGTH, length)
+            if length < 0:  # stays so
+                if filled == 0:
+                    return Status.CLOSED
+                break
+            if length > 0:
+                if length > size - end:
+                    if filled == 0:
+                        set_item(info, INFO.AMOUNT, end + length)
+                        return Status.NEED
+                    break
+                held = item(info, INFO.HELD)
+                copy_exactly(source + end, held, length)
+                end += length
+                set_item(info, INFO.END, end)
+                set_item(info, INFO.HELD, 0)
+                set_item(info, INFO.HELD_LENGTH, 0)
+                free_memory(item(copy, COPY.FREE), held)
+                filled += length
+                continue
+            if filled > 0:
+                break
+            ready = poll(item(copy, COPY.DESCRIPTOR), wait)
+            # also where nothing came, as libpq may hold bytes back that are decrypted
+            if consume_input(item(copy, COPY.CONSUME), connection) == 0:
+                return Status.FAILED
+            if ready <= 0:
+                return Status.WAITING

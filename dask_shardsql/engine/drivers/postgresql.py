@@ -1,6 +1,6 @@
 """The PostgreSQL driver: psycopg2 connects, and its socket is read from directly.
 
-Encrypted sessions are read through psycopg2. Each answer is read in one read-only transaction that
+Encrypted sessions are read through libpq. Each answer is read in one read-only transaction that
 pins what decides how values are written and compared. ``SET LOCAL`` inside the transaction, not at
 connect, so that it also holds behind a transaction-pooling proxy.
 """
@@ -17,11 +17,12 @@ from dask_shardsql.config import Settings
 from dask_shardsql.engine.drivers import postgresql_copy, postgresql_slices
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
 from dask_shardsql.engine.drivers.postgresql_copy import in_own_text, runner
+from dask_shardsql.engine.drivers.postgresql_libpq import Session
 from dask_shardsql.engine.drivers.postgresql_params import merge_params, read_strings_as_standard
 from dask_shardsql.engine.drivers.postgresql_script import RESET, Script, begin, pins
 from dask_shardsql.engine.drivers.postgresql_slices import BEGIN_HOLDING
 from dask_shardsql.engine.drivers.postgresql_stage import PostgreSQLStage
-from dask_shardsql.engine.drivers.postgresql_wire import ServerError, Session
+from dask_shardsql.engine.drivers.postgresql_wire import ServerError
 from dask_shardsql.engine.drivers.rows import double_quoted
 from dask_shardsql.engine.drivers.slicing import Part, Slicing
 from dask_shardsql.errors import ConnectionLostError, QueryError, ShardSQLError
@@ -104,7 +105,7 @@ class PostgreSQLDriver:
             return
         try:
             with connection.cursor() as cursor:
-                postgresql_copy.read(cursor, query, resolve, on_batch)
+                postgresql_copy.read(cursor, query, resolve, on_batch, _refused)
         except BaseException:
             self._end(connection, "ROLLBACK")
             raise

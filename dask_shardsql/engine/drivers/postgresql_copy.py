@@ -1,6 +1,8 @@
 """Reading over libpq, where a session's bytes are encrypted: described, then sent by COPY.
 
-psycopg2's ``copy_expert`` hands over the binary form of the rows, which no other call of it does.
+A COPY is what libpq hands over in the binary form without a structure of its own for every row.
+The kernel takes it from libpq (`postgresql_libpq.py`); where the functions for that are hidden
+within psycopg2, it comes through psycopg2's ``copy_expert``.
 """
 
 from __future__ import annotations
@@ -12,9 +14,12 @@ from typing import Any
 
 import psycopg2
 
+from dask_shardsql.engine.cancel import is_cancelled
 from dask_shardsql.engine.copy_arena import Kinds
 from dask_shardsql.engine.copy_binary import CopyDecoder, CopyFile
+from dask_shardsql.engine.copy_kernel.layout import Status
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
+from dask_shardsql.engine.drivers.postgresql_libpq import CopyOut
 from dask_shardsql.engine.drivers.postgresql_params import merge_params, read_strings_as_standard
 from dask_shardsql.engine.drivers.postgresql_script import begin
 from dask_shardsql.engine.drivers.postgresql_types import (
@@ -23,8 +28,8 @@ from dask_shardsql.engine.drivers.postgresql_types import (
     fields_of_cursor,
     makes_nulls,
 )
-from dask_shardsql.engine.drivers.postgresql_wire import ServerError
-from dask_shardsql.errors import ColumnError
+from dask_shardsql.engine.drivers.postgresql_wire import PATIENCE, SILENT, ServerError
+from dask_shardsql.errors import ColumnError, ConnectionLostError, ShardSQLError
 
 __all__ = ["describe", "describing", "in_own_text", "read", "runner"]
 
@@ -46,7 +51,11 @@ def describe(cursor: Any, query: Query) -> tuple[Described, str]:
 
 
 def read(
-    cursor: Any, query: Query, resolve: Callable[[Columns], Columns], on_batch: OnBatch
+    cursor: Any,
+    query: Query,
+    resolve: Callable[[Columns], Columns],
+    on_batch: OnBatch,
+    refuse: Callable[[ServerError, str], ShardSQLError],
 ) -> None:
     """Begin the transaction of a query, and read its rows.
 
@@ -57,16 +66,47 @@ def read(
     kinds = described.kinds(columns)
     decoder = CopyDecoder(columns, kinds, query.unrepresentable, on_batch, query.batch_bytes)
     copy = _copy_of(text, kinds)
+    take = _take_from_libpq if CopyOut.is_possible() else _take_from_psycopg2
     try:
-        with io.BufferedWriter(CopyFile(decoder), _BUFFER_BYTES) as buffer:
-            cursor.copy_expert(copy, buffer)
-        decoder.finish()
+        failure = take(cursor, copy, decoder, query)
+        if failure is None:
+            decoder.finish()
     except psycopg2.Error:
         raise
     except BaseException:  # do not wait for rows that nobody wants
+        cursor.connection.request_cancel()
         with suppress(psycopg2.Error):
             cursor.connection.close()
         raise
+    if failure is not None:
+        raise refuse(*in_own_text(failure, copy))
+
+
+def _take_from_libpq(
+    cursor: Any, copy: str, decoder: CopyDecoder, query: Query
+) -> ServerError | None:
+    patience = PATIENCE
+
+    def wait() -> None:
+        """See whether there is still something to wait for."""
+        nonlocal patience
+        if is_cancelled(query.query_id) and (patience := patience - 1) < 0:
+            raise ConnectionLostError(SILENT)
+
+    source = CopyOut(cursor.connection, wait)
+    if (failure := source.start(copy)) is not None:
+        return failure
+    try:
+        while decoder.receive_copy(source.address) == Status.WAITING:
+            wait()  # and Python's own signals come through here
+    finally:
+        source.free(decoder.take_held())
+    return source.finish(decoder.rows)
+
+
+def _take_from_psycopg2(cursor: Any, copy: str, decoder: CopyDecoder, query: Query) -> None:
+    with io.BufferedWriter(CopyFile(decoder), _BUFFER_BYTES) as buffer:
+        cursor.copy_expert(copy, buffer)
 
 
 def describing(text: str) -> str:

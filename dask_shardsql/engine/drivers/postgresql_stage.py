@@ -23,6 +23,7 @@ from dask_shardsql.engine.cancel import is_cancelled
 from dask_shardsql.engine.copy_binary import CopyDecoder
 from dask_shardsql.engine.copy_kernel.layout import Status
 from dask_shardsql.engine.drivers.base import AskAgain, Columns, OnBatch, Query
+from dask_shardsql.engine.drivers.postgresql_libpq import Session
 from dask_shardsql.engine.drivers.postgresql_script import (
     KnownTexts,
     Request,
@@ -38,8 +39,9 @@ from dask_shardsql.engine.drivers.postgresql_types import (
 )
 from dask_shardsql.engine.drivers.postgresql_wire import (
     NO_PARAMETERS,
+    PATIENCE,
+    SILENT,
     ServerError,
-    Session,
     check_count,
     parse_error,
     parse_row,
@@ -54,8 +56,6 @@ __all__ = ["PostgreSQLStage"]
 _WAIT_MILLISECONDS = 200
 _AGAIN_SECONDS = 0.05
 _LAST_SECONDS = 1.0  # that a server has to stop what it was asked to stop
-_PATIENCE = 5  # how often to wait for a server when the query was cancelled
-_SILENT = "the server does not answer any more"
 _GOES_BY = ("client_encoding", "standard_conforming_strings")  # libpq, to quote parameters
 _ROW, _FIELDS, _PLACEHOLDERS, _ERROR, _PARAMETER, _READY, _BOUND, _COMPLETE = b"DTtESZ2C"
 _IDLE = ord("I")  # no transaction
@@ -175,7 +175,7 @@ class PostgreSQLStage:
         decoder = self._decoder
         if decoder is None:
             raise RuntimeError("no rows were asked for")
-        patience = _PATIENCE
+        patience = PATIENCE
         while True:
             if self._takes_rows and self._received[:1] in (b"", b"D"):
                 if self._received:
@@ -188,9 +188,9 @@ class PostgreSQLStage:
                     if not whole:
                         return False
                     if status == Status.FULL or not is_cancelled(self._query.query_id):
-                        patience = _PATIENCE
+                        patience = PATIENCE
                     elif (patience := patience - 1) < 0:
-                        raise ConnectionLostError(_SILENT)
+                        raise ConnectionLostError(SILENT)
                     continue  # WAITING: Python's own signals come through here
                 if status != Status.MESSAGE:
                     tell_what_is_wrong(self._descriptor)
@@ -353,7 +353,7 @@ class PostgreSQLStage:
                 with suppress(TimeoutError):
                     return receive_some(self._descriptor, time.monotonic() + _LAST_SECONDS)
                 if is_cancelled(self._query.query_id):
-                    raise ConnectionLostError(_SILENT)
+                    raise ConnectionLostError(SILENT)
         except ConnectionLostError:
             if self._failure is None:
                 raise

@@ -11,7 +11,7 @@ is idle before (its last call has returned, with the server's ReadyForQuery) and
 ready again afterwards: the answer is read up to its own ReadyForQuery, and the state of the
 transaction is the one that libpq knows from before, or "failed", from which the ROLLBACK that
 follows leads out all the same. Bytes that libpq would have to decrypt (TLS, GSSAPI) are not for us:
-then `copy_expert` is used. A change of a parameter that libpq goes by, and of which it would not
+see `postgresql_copy.py`. A change of a parameter that libpq goes by, and of which it would not
 know, spoils the connection for the next query. Whatever else goes wrong in the middle closes it.
 
 Messages: PostgreSQL manual, "Message Flow" and "Message Formats".
@@ -19,27 +19,21 @@ Messages: PostgreSQL manual, "Message Flow" and "Message Formats".
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import os
 import select
 import struct
-import sys
 import time
-import weakref
-from contextlib import suppress
-from typing import Any, NamedTuple, NoReturn
-
-import psycopg2
-import psycopg2.extensions as pgx
+from typing import NamedTuple, NoReturn
 
 from dask_shardsql.errors import ConnectionLostError
 
 __all__ = [
     "NO_PARAMETERS",
+    "PATIENCE",
+    "SILENT",
     "ServerError",
-    "Session",
     "check_count",
+    "error_of",
     "parse_error",
     "parse_row",
     "receive_some",
@@ -47,67 +41,11 @@ __all__ = [
     "tell_what_is_wrong",
 ]
 
+PATIENCE = 5
+"""How often to wait for a server when the query was cancelled."""
+
+SILENT = "the server does not answer any more"
 _CHUNK = 64 << 10
-_CANCEL_BUFFER = 256  # as libpq recommends
-
-
-class Session(pgx.connection):
-    """A psycopg2 connection that knows whether its socket may be read from."""
-
-    #: Whether libpq must not be used on it any more, although it seems to be in order.
-    spoiled = False
-
-    @functools.cached_property
-    def is_plain(self) -> bool:
-        """Whether what goes over the socket is the protocol itself, not encrypted."""
-        return (
-            sys.platform == "linux"
-            and self.info.protocol_version == 3
-            and not self.info.ssl_in_use
-            and not _is_gss_encrypted(self)
-            and not self.async_
-        )
-
-    @functools.cached_property
-    def poller(self) -> select.poll:
-        """Tells whether the server has said something."""
-        poller = select.poll()
-        poller.register(self.fileno(), select.POLLIN)
-        return poller
-
-    @functools.cached_property
-    def _canceller(self) -> int | None:
-        """What libpq cancels with: made with the connection, which may be closed by then."""
-        try:
-            make, free = _library().PQgetCancel, _library().PQfreeCancel
-        except (AttributeError, OSError):
-            return None
-        make.argtypes, make.restype = [ctypes.c_void_p], ctypes.c_void_p
-        free.argtypes, free.restype = [ctypes.c_void_p], None
-        made: int | None = make(self.pgconn_ptr)
-        if made is not None:
-            weakref.finalize(self, free, made).atexit = False
-        return made
-
-    def prepare(self) -> None:
-        """Make ready for :meth:`request_cancel`; to be called once, by who has connected."""
-        _ = self._canceller
-
-    def request_cancel(self) -> None:
-        """Ask the server to stop what this connection runs; from any thread, more than once.
-
-        psycopg2's own method holds the interpreter's lock until the server has taken the request,
-        which a server or a network that hangs never does.
-        """
-        canceller = self._canceller
-        if canceller is None:
-            with suppress(psycopg2.Error):
-                self.cancel()
-            return
-        function = _library().PQcancel
-        function.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int]
-        function.restype = ctypes.c_int
-        function(canceller, ctypes.create_string_buffer(_CANCEL_BUFFER), _CANCEL_BUFFER)
 
 
 class ServerError(NamedTuple):
@@ -130,7 +68,7 @@ NO_PARAMETERS = ServerError(
 def check_count(body: bytes, received: int) -> None:
     """Compare how many rows a CommandComplete says were sent with how many were received."""
     tag, _, count = body.rstrip(b"\0").rpartition(b" ")
-    if tag == b"SELECT" and count != b"%d" % received:
+    if tag in (b"SELECT", b"COPY") and count != b"%d" % received:
         raise ConnectionLostError(
             f"{received} rows have come of those that the server says it has sent. Is there a "
             "proxy in between that drops messages?"
@@ -181,14 +119,20 @@ def parse_error(body: bytes) -> ServerError:
     fields = {
         field[:1]: field[1:].decode("utf-8", "replace") for field in body.split(b"\0") if field
     }
-    position = fields.get(b"P", "")
-    return ServerError(
-        fields.get(b"M", "unknown error"),
-        fields.get(b"C"),
-        int(position) if position.isdecimal() and len(position) < 10 else None,
-        fields.get(b"D"),
-        fields.get(b"H"),
-    )
+    return error_of(*(fields.get(code) for code in (b"M", b"C", b"P", b"D", b"H")))
+
+
+def error_of(
+    message: str | None,
+    sqlstate: str | None,
+    position: str | None,
+    detail: str | None,
+    hint: str | None,
+) -> ServerError:
+    """Return the error that these fields make."""
+    is_number = position is not None and position.isdecimal() and len(position) < 10
+    where = int(position) if is_number and position else None
+    return ServerError(message or "unknown error", sqlstate, where, detail, hint)
 
 
 def parse_row(body: bytes) -> tuple[str | None, ...]:
@@ -202,19 +146,3 @@ def parse_row(body: bytes) -> tuple[str | None, ...]:
         values.append(None if length < 0 else body[at : at + length].decode("utf-8"))
         at += max(length, 0)
     return tuple(values)
-
-
-@functools.cache
-def _library() -> Any:
-    """Return what finds the functions of the libpq that psycopg2 uses."""
-    return ctypes.CDLL(psycopg2._psycopg.__file__)
-
-
-def _is_gss_encrypted(connection: Any) -> bool:
-    """Whether GSSAPI encrypts the connection; psycopg2 does not tell, libpq does."""
-    try:
-        function = _library().PQgssEncInUse
-    except (AttributeError, OSError):
-        return True  # not to be found: as if it were
-    function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_int
-    return bool(function(connection.pgconn_ptr))
