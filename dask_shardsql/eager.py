@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,27 +10,16 @@ import pyarrow as pa
 
 from dask_shardsql.config import Settings
 from dask_shardsql.engine.drivers.base import AskAgain, Columns
-from dask_shardsql.engine.fetch import Answer, read_shard_shared
+from dask_shardsql.engine.fetch import Answer
 from dask_shardsql.engine.scatter import scatter
-from dask_shardsql.engine.shared_memory import Offer, offered_memory, received
-from dask_shardsql.engine.slices import read_slice_shared
 from dask_shardsql.errors import ShardSQLError
-from dask_shardsql.query import AskedQuery, PreparedQuery, ask, describe, new_query_id
-from dask_shardsql.run import (
-    client_of,
-    run_graph,
-    run_tasks,
-    runs_here,
-    schedule_of,
-    share_topology,
-)
-from dask_shardsql.split import Split, SplitOptions, slice_tasks, split
+from dask_shardsql.query import AskedQuery, ask, describe, new_query_id
+from dask_shardsql.run import runs_here
+from dask_shardsql.split import SplitOptions, split
 from dask_shardsql.topology import Topology
+from dask_shardsql.union import read_tables
 
 __all__ = ["collect"]
-
-# Which shards' tables to make, by number, or all; and by which offer: their numbers and results.
-_Run = Callable[[Set[int] | None, Offer | None], list[tuple[int, Any]]]
 
 
 def collect(
@@ -126,7 +114,7 @@ def collect(
         return table
     prepared = describe(asked, scheduler)
     how = split(prepared, options, scheduler=scheduler)
-    tables = _tables(prepared, scheduler) if how is None else _slices(prepared, how, scheduler)
+    tables = [table for _, table in read_tables(prepared, how, scheduler)]
     return pa.concat_tables(tables).replace_schema_metadata()
 
 
@@ -152,44 +140,3 @@ def _scattered(asked: AskedQuery, *, at_once: bool = True) -> pa.Table | None:
         return _scattered(replace(asked, query=again), at_once=False)
     in_order = [batch for shard in asked.shards for batch in batches[shard]]
     return pa.Table.from_batches(in_order, schemas[0])
-
-
-def _tables(prepared: PreparedQuery, scheduler: Any) -> list[pa.Table]:
-    """Return the shards' tables."""
-    topology, answer, name = prepared.topology, prepared.answer, "collect-sharded-sql"
-
-    def run(only: Set[int] | None, offer: Offer | None) -> list[tuple[int, Any]]:
-        chosen = [n for n in range(len(prepared.shards)) if only is None or n in only]
-        shards = [prepared.shards[number] for number in chosen]
-        results = run_tasks(read_shard_shared, topology, shards, answer, name, scheduler, offer)
-        return list(zip(chosen, results, strict=True))
-
-    return _through_memory(run, schedule_of(scheduler))
-
-
-def _slices(prepared: PreparedQuery, how: Split, scheduler: Any) -> list[pa.Table]:
-    """Return the tables of the shards' slices."""
-    schedule = schedule_of(scheduler)
-    ref, query_id = share_topology(prepared.topology, schedule), prepared.answer.query.query_id
-
-    def run(only: Set[int] | None, offer: Offer | None) -> list[tuple[int, Any]]:
-        chosen = how if only is None else how.only(only)
-        readers = (read_slice_shared, read_shard_shared)
-        graph, keys = slice_tasks(ref, prepared, chosen, *readers, "collect-sharded-sql", offer)
-        results = run_graph(graph, keys, query_id, schedule)
-        return [(shard, result) for (shard, _), result in zip(chosen.parts, results, strict=True)]
-
-    return _through_memory(run, schedule)
-
-
-def _through_memory(run: _Run, schedule: Any) -> list[pa.Table]:
-    """Return the tables that tasks make, through shared memory from workers of this host.
-
-    Where one is lost, all of its shard are read again, as the others are of another snapshot.
-    """
-    remote = client_of(schedule) is not None
-    with offered_memory() if remote else nullcontext() as offer:
-        found = [(shard, received(result)) for shard, result in run(None, offer)]
-    lost = {shard for shard, table in found if table is None}
-    again = iter([received(result) for _, result in run(lost, None)] if lost else ())
-    return [next(again) if shard in lost else table for shard, table in found]

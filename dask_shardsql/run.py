@@ -93,6 +93,7 @@ def run_tasks(
     name: str,
     scheduler: Any,
     *more: Any,
+    **options: Any,
 ) -> list[Any]:
     """Run `function` for each shard as a Dask task, wherever Dask is to run, and wait.
 
@@ -112,6 +113,8 @@ def run_tasks(
         As in ``dask.compute``.
     *more
         Further arguments.
+    **options
+        What whoever runs the tasks takes besides.
     """
     schedule = schedule_of(scheduler)
     ref = share_topology(topology, schedule)
@@ -122,16 +125,19 @@ def run_tasks(
         for key, shard in zip(keys, shards, strict=True)
     }
     query_id = (request.query if isinstance(request, Answer) else request).query_id
-    return run_graph(graph, keys, query_id, schedule)
+    return run_graph(graph, keys, query_id, schedule, **options)
 
 
 def run_graph(
-    graph: dict[Any, Task], keys: list[Any], query_id: str, schedule: Callable[..., Any]
+    graph: dict[Any, Task],
+    keys: list[Any],
+    query_id: str,
+    schedule: Callable[..., Any],
+    **options: Any,
 ) -> list[Any]:
     """Run a query's tasks, and return what those of `keys` do; stop them all if one fails."""
-    options = {}
     if schedule is threaded.get:
-        options["num_workers"] = _threads(len(keys))
+        options.setdefault("num_workers", _threads(len(keys)))
     try:
         results = schedule(graph, keys, **options)
     except BaseException:

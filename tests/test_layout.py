@@ -29,6 +29,7 @@ ORDER = [
     {"run"},
     {"query"},
     {"split"},
+    {"union"},
     {"eager", "streaming"},
     {"frame", "dbapi", "loader"},
     {"testing"},

@@ -20,7 +20,7 @@ from conftest import first_shards
 from distributed import Client, LocalCluster, wait
 
 import dask_shardsql as dss
-from dask_shardsql import eager
+from dask_shardsql import union
 from dask_shardsql.engine import slices, snapshots
 from dask_shardsql.engine.drivers import postgresql_script, postgresql_slices
 from dask_shardsql.engine.drivers.base import Query
@@ -838,7 +838,7 @@ def test_collect_reads_slices_side_by_side(servers, two, cluster, way, monkeypat
     options = {"partitions_per_shard": 3, "partition_by": "id", "shard_column": "shard"}
     lost = []
     if way == "cluster that loses memory":
-        received = eager.received
+        received = union.received
 
         def receive(result):
             table = received(result)
@@ -847,7 +847,7 @@ def test_collect_reads_slices_side_by_side(servers, two, cluster, way, monkeypat
                 return None
             return table
 
-        monkeypatch.setattr(eager, "received", receive)
+        monkeypatch.setattr(union, "received", receive)
     with Client(cluster) if way != "threads" else nullcontext():
         table = dss.collect(sql, two, **options)
     expected = dss.collect(sql, two, shard_column="shard", scheduler="threads")

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import pickle
+import time
+from contextlib import nullcontext
 
 import dask
+import dask.dataframe as dd
 import pandas as pd
 import pyarrow as pa
 import pytest
+from dask.dataframe.dask_expr._collection import new_collection
+from dask.tokenize import tokenize
 from distributed import Client, LocalCluster
+from sessions import LARGE, interrupt_when, own_shards, transactions, wait_until
 
 import dask_shardsql as dss
-from dask_shardsql.frame import whole
+from dask_shardsql import union
+from dask_shardsql.engine import shared_memory
+from dask_shardsql.frame import collection, whole
 
 SQL = (
     "SELECT g AS id, g % 7 = 0 AS seventh, CASE WHEN g % 3 > 0 THEN 'é' || g END AS text, "
@@ -62,21 +70,119 @@ def test_of_slices(servers, topology, table_name):
     assert 0 < len(ddf.partitions[:2].compute()) < 2000
 
 
-def test_on_a_cluster_it_arrives_as_a_plain_dataframe(topology):
-    ddf = dss.read_sharded_sql(SQL, topology)
-    expected = concatenated(ddf)
+@pytest.fixture(scope="module")
+def client():
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
-        found = ddf.compute()
-        assert type(found) is pd.DataFrame
-        pd.testing.assert_frame_equal(found, expected)
-        future = client.compute(ddf)
-        assert client.submit(len, future).result() == len(expected)
-        assert (
-            client.submit(lambda frame: int(frame.id.sum()), future).result() == expected.id.sum()
-        )
+        yield client
+
+
+@pytest.fixture
+def gathered(monkeypatch):
+    """With what compute() gathered the shards' tables, each time it did."""
+    calls = []
+    read = collection.read_tables
+    monkeypatch.setattr(collection, "read_tables", lambda *a, **o: calls.append(o) or read(*a, **o))
+    return calls
+
+
+@pytest.mark.parametrize("backend", ["pyarrow", "numpy_nullable", "numpy"])
+def test_on_a_cluster_it_is_the_concatenation_too(topology, backend, client, gathered):
+    ddf = dss.read_sharded_sql(SQL, topology, dtype_backend=backend, shard_column="shard")
+    found = ddf.compute()
+    assert type(found) is pd.DataFrame
+    pd.testing.assert_frame_equal(found, concatenated(ddf))
+    pd.testing.assert_frame_equal(ddf.compute(scheduler="threads"), found)
+    assert len(gathered) == 1
+
+
+@pytest.mark.parametrize("through", ["memory", "scheduler"])
+def test_large_partitions_and_slices_on_a_cluster(topology, through, client, monkeypatch):
+    if through == "scheduler":
+        monkeypatch.setattr(union, "offered_memory", nullcontext)
+    ddf = dss.read_sharded_sql(LARGE, topology)
+    found = ddf.compute()
+    pd.testing.assert_frame_equal(found, concatenated(ddf))
+    found.iloc[0, 0] = 7  # it is the user's own
+    assert ddf.compute().iloc[0, 0] == 1
+    split = {"partitions_per_shard": 2, "partition_by": "id"}
+    ddf = dss.read_sharded_sql(LARGE, topology, **split)
+    assert ddf.npartitions == 8
+    found = ddf.compute().sort_values("id").reset_index(drop=True)
+    pd.testing.assert_frame_equal(found, concatenated(ddf).sort_values("id", ignore_index=True))
+
+
+def test_memory_that_is_lost_on_a_cluster_is_read_again(topology, client, monkeypatch):
+    lost = []
+
+    def received(result):
+        lost.append(1)
+        return None if len(lost) == 2 else shared_memory.received(result)
+
+    monkeypatch.setattr(union, "received", received)
+    ddf = dss.read_sharded_sql(LARGE, topology)
+    pd.testing.assert_frame_equal(ddf.compute(), concatenated(ddf))
+    assert len(lost) == 5
+
+
+def test_what_compute_is_given_reaches_dask(topology, client, gathered):
+    ddf = dss.read_sharded_sql("SELECT 1 AS a", topology)
+    assert len(ddf.compute(retries=2, priority=3, scheduler=client)) == 4
+    assert gathered == [{"retries": 2, "priority": 3}]
+    assert len(ddf.compute(optimize_graph=False)) == 4
+
+
+def test_an_error_on_a_cluster_is_one_and_ends_no_later_run(servers, topology, client, table_name):
+    servers.execute(f"CREATE TABLE {table_name} (n int4)")
+    ddf = dss.read_sharded_sql(f"SELECT 1 / (SELECT max(n) FROM {table_name}) AS v", topology)
+    servers.execute(f"INSERT INTO {table_name} VALUES (0)")
+    for _ in range(2):
+        with pytest.raises(dss.QueryError, match="division by zero") as caught:
+            ddf.compute()
+        assert caught.value.shard
+    servers.execute(f"UPDATE {table_name} SET n = 1")
+    assert ddf.compute().v.tolist() == [1] * 4
+
+
+def test_ctrl_c_in_compute_on_a_cluster_stops_the_servers(servers, client):
+    topology = own_shards(servers)
+    ddf = dss.read_sharded_sql("SELECT pg_sleep(60)::text AS s", topology)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), interrupt_when(lambda: transactions(servers)):
+        ddf.compute()
+    wait_until(lambda: not transactions(servers), 10)
+    assert time.monotonic() - started < 30
+
+
+def test_what_is_made_of_it_is_dasks_own(topology, client, gathered):
+    ddf = dss.read_sharded_sql(SQL, topology)
+    plain = new_collection(ddf.expr)
+    assert isinstance(ddf, dd.DataFrame)
+    assert type(plain) is dd.DataFrame
+    assert tokenize(ddf) == tokenize(plain)
+    assert repr(ddf) == repr(plain)
+    expected = concatenated(ddf)
+    copied = pickle.loads(pickle.dumps(ddf))  # noqa: S301
+    for same in (plain, copied, ddf.partitions[:], ddf.persist()):
+        pd.testing.assert_frame_equal(same.compute(), expected)
+    pd.testing.assert_frame_equal(ddf[ddf.seventh].compute(), expected[expected.seventh])
+    assert not gathered
+    ddf["twice"] = ddf.id * 2
+    pd.testing.assert_frame_equal(ddf.compute(), expected.assign(twice=expected.id * 2))
+    assert not gathered
+
+
+def test_on_a_cluster_the_joined_frame_of_dask_arrives_as_a_plain_one(topology, client):
+    ddf = dss.read_sharded_sql(SQL, topology)
+    expected = concatenated(ddf)
+    (found,) = dask.compute(ddf)
+    assert type(found) is pd.DataFrame
+    pd.testing.assert_frame_equal(found, expected)
+    future = client.compute(ddf)
+    assert client.submit(len, future).result() == len(expected)
+    assert client.submit(lambda frame: int(frame.id.sum()), future).result() == expected.id.sum()
 
 
 def test_what_was_changed_since_is_pickled_as_it_is(topology, monkeypatch):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dask._task_spec import List, Task, TaskRef
 from dask.dataframe import groupby as groupby_module
-from dask.dataframe.dask_expr._collection import new_collection
 from dask.dataframe.dask_expr._expr import Expr, PartitionsFiltered
 from dask.dataframe.dask_expr._groupby import Mean as GroupByMean
 from dask.dataframe.dask_expr._reductions import MeanAggregate, Prod, Sum
@@ -29,6 +28,5 @@ __all__ = [
     "TaskRef",
     "groupby_module",
     "make_scalar",
-    "new_collection",
     "normalize_token",
 ]

@@ -12,7 +12,7 @@ from dask_shardsql.config import Settings, default_topology
 from dask_shardsql.engine import registry
 from dask_shardsql.engine.drivers.base import driver_named
 from dask_shardsql.errors import ConfigurationError
-from dask_shardsql.frame._dask import new_collection
+from dask_shardsql.frame.collection import DataFrame
 from dask_shardsql.frame.expr import ReadShards, Snapshots
 from dask_shardsql.query import prepare
 from dask_shardsql.split import SplitOptions, split
@@ -262,7 +262,7 @@ def _read(
     if how is not None:
         snapshots = Snapshots(ref, prepared.shards, answer.query, how, token)
     backend = settings.dtype_backend
-    return new_collection(ReadShards(ref, prepared.shards, answer, backend, token, snapshots))
+    return DataFrame(ReadShards(ref, prepared.shards, answer, backend, token, snapshots))
 
 
 def _same_table(one: str, other: str) -> bool:

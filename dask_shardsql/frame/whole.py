@@ -1,4 +1,4 @@
-"""All partitions as one DataFrame: how they meet on a worker, and how they go to the client.
+"""All partitions as one DataFrame: where they meet on a worker, how it goes to the client.
 
 Arrow tables are pickled as the buffers they have, without a copy. dask's own serializer for them
 writes them once more, and pandas makes one piece of each column of a DataFrame before it pickles
@@ -22,7 +22,7 @@ from dask_shardsql.engine.snapshots import Snapshot
 from dask_shardsql.frame.to_pandas import to_pandas
 from dask_shardsql.progress import current_worker
 
-__all__ = ["Parcel", "join", "read_shard", "read_slice"]
+__all__ = ["Parcel", "concatenate", "join", "read_shard", "read_slice"]
 
 
 class Parcel:
@@ -62,6 +62,25 @@ def join(parcels: Sequence[Parcel], answer: Answer) -> pd.DataFrame:
     """Return the partitions' tables as one DataFrame, with the index that dask would give it."""
     tables = [parcel.table for parcel in parcels]
     return _join(tables, answer, pd.DataFrame if current_worker() is None else _OnItsWay)
+
+
+def concatenate(
+    tables: Sequence[tuple[str, pa.Table]], answer: Answer, dtype_backend: str
+) -> pd.DataFrame:
+    """Return tables as one DataFrame, with the index that dask would give it.
+
+    Parameters
+    ----------
+    tables : sequence of (str, pyarrow.Table)
+        The name of a shard, and rows of it.
+    answer : Answer
+        What the columns are.
+    dtype_backend : {"pyarrow", "numpy_nullable", "numpy"}
+        See :func:`to_pandas`, also for errors.
+    """
+    if dtype_backend == "pyarrow":
+        return _join([table for _, table in tables], answer, pd.DataFrame)
+    return pd.concat([to_pandas(table, answer, dtype_backend, shard) for shard, table in tables])
 
 
 def _join(tables: list[pa.Table], answer: Answer, kind: type[pd.DataFrame]) -> pd.DataFrame:

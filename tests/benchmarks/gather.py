@@ -20,12 +20,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
+import dask
 import pyarrow as pa
 from distributed import Client, LocalCluster, futures_of, wait
 from shards import ask, logins, say, tpch_shards
 
 import dask_shardsql as dss
-from dask_shardsql import eager
+from dask_shardsql import union
 
 SQL = "SELECT * FROM lineitem"
 
@@ -50,7 +51,7 @@ def collect(topology):
 
 def collect_over_tcp(topology):
     """As from workers on another host."""
-    with mock.patch.object(eager, "offered_memory", nullcontext):
+    with mock.patch.object(union, "offered_memory", nullcontext):
         return collect(topology)
 
 
@@ -58,12 +59,24 @@ def compute(topology):
     return len(dss.read_sharded_sql(SQL, topology).compute())
 
 
+def compute_over_tcp(topology):
+    with mock.patch.object(union, "offered_memory", nullcontext):
+        return compute(topology)
+
+
+def compute_by_dask(topology):
+    (frame,) = dask.compute(dss.read_sharded_sql(SQL, topology))
+    return len(frame)
+
+
 WAYS = {
     "**dss.collect**, shared memory": (collect, False),
     "**dss.collect**, TCP": (collect_over_tcp, False),
     "**dss.collect**, TCP, direct_to_workers": (collect_over_tcp, True),
-    "**dss.read_sharded_sql**().compute()": (compute, False),
-    "**dss.read_sharded_sql**().compute(), direct_to_workers": (compute, True),
+    "**dss.read_sharded_sql**().compute(), shared memory": (compute, False),
+    "**dss.read_sharded_sql**().compute(), TCP": (compute_over_tcp, False),
+    "dask.compute() of it, together with others": (compute_by_dask, False),
+    "dask.compute() of it, direct_to_workers": (compute_by_dask, True),
 }
 
 
