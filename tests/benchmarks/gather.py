@@ -2,9 +2,9 @@
 
     python tests/benchmarks/gather.py [--scale 0.1] [--rounds 5] [--topology shards.toml]
 
-TPC-H lineitem over four shards, two worker processes of a ``LocalCluster``. What cannot be avoided
-is to make the partitions on the workers, and to move them to the client: the partitions as
-DataFrames there (``persist``), and then their Arrow tables gathered over TCP. A client gathers
+TPC-H lineitem over four shards; a scheduler and two workers, each a process of its own. What cannot
+be avoided is to make the partitions on the workers, and to move them to the client: the partitions
+as DataFrames there (``persist``), and then their Arrow tables gathered over TCP. A client gathers
 through the scheduler unless it was made with ``direct_to_workers=True``. All ways run in every
 round, in an order that changes. Printed as Markdown: medians, and ratios to the sum of both parts.
 """
@@ -22,7 +22,8 @@ from unittest import mock
 
 import dask
 import pyarrow as pa
-from distributed import Client, LocalCluster, futures_of, wait
+from distributed import Client, futures_of, wait
+from distributed.deploy.subprocess import SubprocessCluster
 from shards import ask, logins, say, tpch_shards
 
 import dask_shardsql as dss
@@ -90,7 +91,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with (
         tpch_shards(given.topology, given.scale) as path,
-        LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None) as cluster,
+        SubprocessCluster(n_workers=2, threads_per_worker=2, dashboard_address=":0") as cluster,
         Client(cluster) as client,
         Client(cluster, direct_to_workers=True, set_as_default=False) as direct,
     ):
@@ -118,7 +119,8 @@ def main() -> None:
     both = medians["make"] + medians["move"]
     data = f"--topology {given.topology.name}" if given.topology else f"--scale {given.scale:g}"
     print(
-        f"`{SQL}`, {expected:,} rows over {len(topology.shards)} shards, two worker processes; "
+        f"`{SQL}`, {expected:,} rows over {len(topology.shards)} shards, a scheduler and two workers, "
+        "each a process; "
         f"medians of {given.rounds} interleaved rounds; {os.cpu_count()} cores for all; "
         f"`python tests/benchmarks/gather.py {data} --rounds {given.rounds}`.\n"
     )
