@@ -7,13 +7,16 @@ dates and times are what is compared.
 
 from __future__ import annotations
 
+import ctypes
 import decimal
 import json
+import os
 import random
 import socket
 import struct
 import threading
 import uuid
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,7 +24,7 @@ import pyarrow as pa
 
 from dask_shardsql import ColumnError, ConnectionLostError, UnrepresentableValueError
 from dask_shardsql.engine.copy_binary import CopyDecoder
-from dask_shardsql.engine.copy_kernel.layout import Kind, Status
+from dask_shardsql.engine.copy_kernel.layout import COPY, Kind, Status
 from dask_shardsql.sql.types import Column
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -306,3 +309,66 @@ def receive_all(decoder: CopyDecoder, wire: Sequence[bytes]) -> None:
         finally:
             ours.close()
             thread.join()
+
+
+class FakeLibpq:
+    """Gives out pieces as libpq gives out a COPY: `PQgetCopyData` and what belongs to it."""
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        self._pieces = [piece for piece in pieces if piece]  # libpq drops what is empty
+        self._readable = os.eventfd(1)
+        self._is_there, self._given = False, 0
+        self._functions = (
+            _GET(self._get),
+            _FREE(self._free),
+            _CONSUME(self._consume),
+        )
+        facts = {COPY.CONNECTION: 1, COPY.DESCRIPTOR: self._readable}
+        names = (COPY.GET, COPY.FREE, COPY.CONSUME)
+        for name, function in zip(names, self._functions, strict=True):
+            facts[name] = ctypes.cast(function, ctypes.c_void_p).value
+        self._facts = array("q", [facts[name] for name in COPY])
+        self.address = self._facts.buffer_info()[0]
+
+    def take_all(self, decoder: CopyDecoder) -> None:
+        """Let a decoder take all of it; fail if anything that was given out is not freed."""
+        try:
+            while (status := decoder.receive_copy(self.address)) == Status.WAITING:
+                pass
+            assert status == Status.CLOSED
+            decoder.finish()
+        finally:
+            if held := decoder.take_held():
+                self._free(held)
+            os.close(self._readable)
+        assert self._given == 0, "what libpq has given out was not freed, or freed twice"
+
+    def _get(self, connection: int, slot: int, is_async: int) -> int:
+        assert (connection, is_async) == (1, 1)
+        if not self._pieces:
+            return -1
+        if not self._is_there:
+            return 0
+        piece = self._pieces.pop(0)
+        self._is_there = len(piece) % 3 > 0
+        memory = _LIBC.malloc(len(piece))
+        ctypes.memmove(memory, piece, len(piece))
+        ctypes.c_void_p.from_address(slot).value = memory
+        self._given += 1
+        return len(piece)
+
+    def _free(self, address: int) -> None:
+        self._given -= 1
+        _LIBC.free(address)
+
+    def _consume(self, connection: int) -> int:
+        self._is_there = True
+        return 1
+
+
+_GET = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
+_FREE = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_CONSUME = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
+_LIBC = ctypes.CDLL(None)
+_LIBC.malloc.restype, _LIBC.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+_LIBC.free.restype, _LIBC.free.argtypes = None, [ctypes.c_void_p]

@@ -119,8 +119,8 @@ def main() -> None:
     both = medians["make"] + medians["move"]
     data = f"--topology {given.topology.name}" if given.topology else f"--scale {given.scale:g}"
     print(
-        f"`{SQL}`, {expected:,} rows over {len(topology.shards)} shards, a scheduler and two workers, "
-        "each a process; "
+        f"`{SQL}`, {expected:,} rows over {len(topology.shards)} shards; a scheduler and two "
+        "workers, each a process; "
         f"medians of {given.rounds} interleaved rounds; {os.cpu_count()} cores for all; "
         f"`python tests/benchmarks/gather.py {data} --rounds {given.rounds}`.\n"
     )
