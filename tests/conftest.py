@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 
@@ -12,6 +13,8 @@ os.environ["DASK_CONFIG"] = tempfile.mkdtemp(prefix="dask-config-")  # leave the
 atexit.register(shutil.rmtree, os.environ["DASK_CONFIG"], ignore_errors=True)
 for name in [name for name in os.environ if name.startswith("PG")]:
     del os.environ[name]
+# a shell that starts the tests in the background has them ignore Ctrl-C, which some of them press
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 
