@@ -36,7 +36,7 @@ def register_defaults() -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """What this process does with connections and answers; times in seconds."""
+    """What this process does with connections and answers; times in seconds, sizes in bytes."""
 
     dtype_backend: str = "pyarrow"
     unrepresentable: str = "raise"
@@ -45,6 +45,7 @@ class Settings:
     connect_timeout: float = 10.0
     pool_timeout: float = 60.0
     pool_idle: float = 300.0
+    max_gather_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         if self.dtype_backend not in DTYPE_BACKENDS:
@@ -86,6 +87,9 @@ class Settings:
         for key in ("connect_timeout", "pool_timeout", "pool_idle"):
             if key in values:
                 values[key] = _seconds(key.replace("_", "-"), values[key])
+        if "max_gather_bytes" in values:
+            size = values["max_gather_bytes"]
+            values["max_gather_bytes"] = size_in_bytes("max_gather_bytes", size)
         settings = cls(**values)
         if not overrides:
             _latest[:] = [(given, settings)]

@@ -13,6 +13,7 @@ from dask_shardsql.engine.drivers.base import AskAgain, Columns
 from dask_shardsql.engine.fetch import Answer
 from dask_shardsql.engine.scatter import scatter
 from dask_shardsql.errors import ShardSQLError
+from dask_shardsql.merge import prepare_global, refuse_unknown_merge
 from dask_shardsql.query import AskedQuery, ask, describe, new_query_id
 from dask_shardsql.run import runs_here
 from dask_shardsql.split import SplitOptions, split
@@ -36,9 +37,11 @@ def collect(
     partition_size: str | int | None = None,
     partition_by: str | None = None,
     partition_method: str | None = None,
+    merge: str = "union",
+    max_gather_bytes: str | int | None = None,
     scheduler: Any = None,
 ) -> pa.Table:
-    """Run one query on every shard and return the union of their answers.
+    """Run one query on every shard and return the union of their answers, or one over all rows.
 
     Parameters
     ----------
@@ -68,6 +71,12 @@ def collect(
         The column of the answer to cut by; needed where shards are split.
     partition_method : {"range", "hash"}, optional
         How to cut by it, as in :func:`read_sharded_sql`.
+    merge : {"union", "global"}, default "union"
+        Whether to return what the shards answer, one behind the other, or what one database that
+        holds all their rows would answer: see the README.
+    max_gather_bytes : str or int, optional
+        With ``merge="global"``: how much may be brought together on one shard
+        (``shardsql.max-gather-bytes``).
     scheduler : str, callable or Client, optional
         As in ``dask.compute``: by default the current ``distributed.Client``, or what
         ``dask.config`` says, or a thread for each shard.
@@ -97,7 +106,20 @@ def collect(
     the concatenation of the shards' answers: an aggregate, ORDER BY, LIMIT or DISTINCT holds
     within each shard, not over all of them. No snapshot spans shards.
     """
-    settings = Settings.current(unrepresentable=unrepresentable, check_schema=check_schema)
+    refuse_unknown_merge(
+        merge,
+        {
+            "shard_column": shard_column,
+            "shards": shards,
+            "partitions_per_shard": partitions_per_shard,
+            "partition_size": partition_size,
+        },
+    )
+    settings = Settings.current(
+        unrepresentable=unrepresentable,
+        check_schema=check_schema,
+        max_gather_bytes=max_gather_bytes,
+    )
     asked = ask(
         sql,
         topology,
@@ -107,6 +129,10 @@ def collect(
         shards=shards,
         settings=settings,
     )
+    if merge == "global":
+        prepared = prepare_global(asked, settings.max_gather_bytes, scheduler)
+        tables = [table for _, table in read_tables(prepared, None, scheduler)]
+        return pa.concat_tables(tables).replace_schema_metadata()
     options = SplitOptions(partitions_per_shard, partition_size, partition_by, partition_method)
     is_simple = not options.is_asked_for and runs_here(scheduler)
     table = _scattered(asked) if is_simple else None

@@ -14,6 +14,7 @@
     │   ├── StatementError          the text is not one single query
     │   └── ParameterError          the parameters do not fit the query
     ├── SchemaMismatchError         the shards describe the answer differently
+    ├── MergeRefusedError           a query over all shards cannot be answered as one database would
     ├── SnapshotLostError           slices of a shard cannot all be of one snapshot
     ├── ColumnError                 the answer's columns cannot be used as they are
     └── UnrepresentableValueError   a value does not fit its column's Arrow type
@@ -33,6 +34,7 @@ __all__ = [
     "ConnectionFailedError",
     "ConnectionLostError",
     "CredentialError",
+    "MergeRefusedError",
     "ParameterError",
     "PoolTimeoutError",
     "QueryError",
@@ -201,6 +203,30 @@ class SchemaMismatchError(ShardSQLError):
         super().__init__(message)
         self.args = (message, differences)
         self.differences = differences
+
+
+class MergeRefusedError(ShardSQLError):
+    """A query cannot be answered as one database with all the rows would; nothing was answered.
+
+    Parameters
+    ----------
+    reason : str
+        A word for why, which stays the same: see the README.
+    message : str
+        Why, and what to do.
+    shard, server : str, optional
+        As in :class:`ShardSQLError`.
+    """
+
+    def __init__(
+        self, reason: str, message: str, shard: str | None = None, server: str | None = None
+    ) -> None:
+        super().__init__(message, shard, server)
+        self.args = (reason, message, shard, server)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the query cannot be answered over all shards ({self.reason}): {self.message}"
 
 
 class SnapshotLostError(ShardSQLError):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextvars
 import sys
 import threading
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 from typing import Any
 
@@ -80,7 +82,7 @@ def runs_here(scheduler: Any) -> bool:
     """Whether Dask would use threads of this process, and nobody watches or limits its tasks."""
     if Callback.active - {ENDS_SNAPSHOTS}:
         return False
-    if dask.config.get("num_workers", None) or dask.config.get("pool", None):
+    if _are_threads_chosen():
         return False
     return schedule_of(scheduler) is threaded.get
 
@@ -136,8 +138,9 @@ def run_graph(
     **options: Any,
 ) -> list[Any]:
     """Run a query's tasks, and return what those of `keys` do; stop them all if one fails."""
-    if schedule is threaded.get:
-        options.setdefault("num_workers", _threads(len(keys)))
+    if schedule is threaded.get and not _are_threads_chosen():
+        # a thread for each shard, as they mostly wait
+        options.setdefault("pool", _Daemons(max(1, min(len(keys), _MAX_THREADS))))
     try:
         results = schedule(graph, keys, **options)
     except BaseException:
@@ -162,11 +165,33 @@ def cancel_everywhere(schedule: Any, query_id: str) -> None:
         thread.join(1.0)
 
 
-def _threads(shards: int) -> int | None:
-    """Return a thread for each shard, as they mostly wait, unless the user chose a number."""
-    if dask.config.get("num_workers", None) or dask.config.get("pool", None):
-        return None
-    return max(1, min(shards, _MAX_THREADS))
+def _are_threads_chosen() -> bool:
+    """Whether the user says how many threads there are to be."""
+    return bool(dask.config.get("num_workers", None) or dask.config.get("pool", None))
+
+
+class _Daemons(Executor):
+    """Runs each task in a thread of its own, which does not keep the process from ending.
+
+    Those of dask's own pools do, until a server that hangs has answered.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._max_workers = most  # dask submits no more at a time
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Start a task."""
+        future: Future[Any] = Future()
+        context = contextvars.copy_context()  # as dask's pools do
+
+        def run() -> None:
+            try:
+                future.set_result(context.run(function, *args, **kwargs))
+            except BaseException as error:  # noqa: BLE001 - raised by who waits for it
+                future.set_exception(error)
+
+        threading.Thread(target=run, name="dask_shardsql-task", daemon=True).start()
+        return future
 
 
 def client_of(schedule: Any) -> Any:

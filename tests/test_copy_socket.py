@@ -20,6 +20,7 @@ from psycopg2.extensions import make_dsn, parse_dsn
 import dask_shardsql as dss
 from dask_shardsql import ConnectionLostError, QueryError, Topology
 from dask_shardsql.config import Settings
+from dask_shardsql.engine.drivers import postgresql_libpq
 from dask_shardsql.engine.drivers.base import Query
 from dask_shardsql.engine.drivers.postgresql import PostgreSQLDriver
 from dask_shardsql.engine.drivers.postgresql_libpq import CopyOut, Session
@@ -86,6 +87,36 @@ def failure_of(connection, sql, on_batch=None, **options):
     with pytest.raises((dss.ShardSQLError, psycopg2.Error)) as caught:
         read(connection, sql, on_batch, **options)
     return own(caught.value)
+
+
+ENCODINGS = [
+    "SELECT set_config('client_encoding', 'LATIN1', false) AS a, 'Ã©' AS b",
+    "SELECT CASE n WHEN 1 THEN set_config('client_encoding', 'LATIN1', false) END AS a, 'Ã©' AS b "
+    "FROM generate_series(1, 100000) AS n",
+]
+
+
+@pytest.mark.parametrize("sql", ENCODINGS)
+def test_texts_in_another_encoding_are_refused(connection, way, sql):
+    """Two characters of one, in Latin 1, are one of another, in UTF-8."""
+    error = failure_of(connection, sql, batch_bytes=1 << 16)
+    assert isinstance(error, QueryError)
+    assert error.sqlstate == "0A000"
+    assert "sets client_encoding to LATIN1" in str(error)
+    if DRIVER.is_usable(connection):
+        assert read(connection, "SELECT 'Ã©' AS b").to_pylist() == [{"b": "Ã©"}]
+
+
+def test_a_request_to_cancel_is_not_waited_for_without_end(connection, monkeypatch):
+    functions = dict(postgresql_libpq._libpq())
+    ended = threading.Event()
+    functions["PQcancel"] = lambda *_: ended.wait(10)
+    monkeypatch.setattr(postgresql_libpq, "_libpq", lambda: functions)
+    started = time.monotonic()
+    connection.request_cancel()
+    assert time.monotonic() - started < 3
+    assert not DRIVER.is_usable(connection)
+    ended.set()
 
 
 class Proxy:

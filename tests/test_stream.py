@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -352,3 +353,31 @@ def test_an_asynchronous_client_is_refused_with_the_remedy(shards):
 def test_limits_for_tasks_do_not_keep_it_from_reading(shards):
     with dask.config.set(num_workers=1):
         assert dss.stream("SELECT id FROM st_rows", shards).read_all().num_rows == 200
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+def test_a_process_ends_at_once_after_ctrl_c(servers, is_plain):
+    """Where a session is encrypted, tasks read; the streams are not closed by then."""
+    code = f"""
+import signal, time, dask_shardsql as dss
+from dask_shardsql.engine.drivers.postgresql_libpq import Session
+if not {is_plain}:
+    Session.is_plain = False
+sql = "SELECT g, pg_sleep(0.05)::text AS s FROM generate_series(1, 1200) AS g"
+stream = dss.stream(sql, dss.Topology.from_dsns([{servers.dsns["s1"]!r}]))
+signal.signal(signal.SIGINT, signal.default_int_handler)
+print("ready", flush=True)
+try:
+    stream.read_all()
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20)[0] == "interrupted\n"
+    finally:
+        process.kill()
+        process.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
+import uuid
 from contextlib import nullcontext
 
 import dask
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pytest
 from dask.dataframe.dask_expr._collection import new_collection
 from dask.tokenize import tokenize
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, wait
 from sessions import LARGE, interrupt_when, own_shards, transactions, wait_until
 
 import dask_shardsql as dss
@@ -144,6 +145,21 @@ def test_an_error_on_a_cluster_is_one_and_ends_no_later_run(servers, topology, c
         assert caught.value.shard
     servers.execute(f"UPDATE {table_name} SET n = 1")
     assert ddf.compute().v.tolist() == [1] * 4
+
+
+def test_what_a_named_snapshot_holds_is_what_compute_gives(servers, topology, client, table_name):
+    servers.execute(f"CREATE TABLE {table_name} AS SELECT 1 AS id")
+    sql, name = f"SELECT id FROM {table_name}", uuid.uuid4().hex
+
+    def read():
+        return dss.read_sharded_sql(sql, topology, snapshot=name)
+
+    kept = read().persist()
+    wait(kept)
+    servers.execute(f"INSERT INTO {table_name} VALUES (2)")
+    assert len(read()) == len(read().compute()) == len(dask.compute(read())[0]) == 4
+    del kept
+    assert len(dss.read_sharded_sql(sql, topology).compute()) == 8
 
 
 def test_ctrl_c_in_compute_on_a_cluster_stops_the_servers(servers, client):

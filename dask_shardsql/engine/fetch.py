@@ -7,33 +7,26 @@ answered in full, so one that is run again can neither lose nor repeat rows.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import pyarrow as pa
 
 from dask_shardsql.engine.cancel import refuse_if_cancelled
-from dask_shardsql.engine.drivers.base import Columns, Driver, OnBatch, Query
-from dask_shardsql.engine.pools import Pool, pool_of
+from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
+from dask_shardsql.engine.gather import Gather, read_gathered
+from dask_shardsql.engine.lending import connection_to
 from dask_shardsql.engine.registry import TopologyRef
 from dask_shardsql.engine.shared_memory import Offer, SharedTable, SharedWriter
-from dask_shardsql.errors import (
-    SchemaMismatchError,
-    ShardSQLError,
-)
+from dask_shardsql.errors import SchemaMismatchError, ShardSQLError
 from dask_shardsql.progress import ShardEvent, current_worker, emit, is_heard
 from dask_shardsql.sql.types import arrow_schema
-from dask_shardsql.topology import Topology
 
 __all__ = [
     "Answer",
     "Reading",
     "compare_columns",
-    "connection_to",
     "describe_shard",
-    "naming",
     "read_batches",
     "read_shard",
     "read_shard_shared",
@@ -56,6 +49,8 @@ class Answer:
         Name of an extra last column that holds the shard's name.
     slice : (int, int), default (0, 1)
         Which slice of the shard's answer, counted from 0, and of how many.
+    gather : Gather, optional
+        What the shard that is read from is to gather from the others first.
     """
 
     query: Query
@@ -63,6 +58,7 @@ class Answer:
     columns: Columns
     shard_column: str | None = None
     slice: tuple[int, int] = (0, 1)
+    gather: Gather | None = None
 
     def named(self, snapshot: str) -> Answer:
         """Return the same with the snapshot's name for the query's id."""
@@ -127,11 +123,13 @@ def read_batches(ref: TopologyRef, shard: str, answer: Answer, on_batch: OnBatch
     ShardSQLError
         Whatever else goes wrong, with the shard's name.
     """
-    with (
-        Reading(shard, answer, on_batch) as reading,
-        connection_to(ref.resolve(), shard, answer.query) as (driver, connection),
-    ):
-        driver.read(connection, answer.query, reading.resolve, reading.take)
+    topology, query = ref.resolve(), answer.query
+    with Reading(shard, answer, on_batch) as reading:
+        if answer.gather is not None:
+            read_gathered(topology, shard, query, answer.gather, reading.resolve, reading.take)
+            return
+        with connection_to(topology, shard, query) as (driver, connection):
+            driver.read(connection, query, reading.resolve, reading.take)
 
 
 class Reading:
@@ -231,57 +229,3 @@ def compare_columns(
             ]
             differences.append((shard, name, shown[0], shown[1]))
     return tuple(differences)
-
-
-@contextmanager
-def connection_to(topology: Topology, shard: str, query: Query) -> Iterator[tuple[Driver, Any]]:
-    """Lend a connection to the shard; whatever is raised inside names the shard."""
-    refuse_if_cancelled(query.query_id, shard)
-    pool = pool_of(topology, shard)
-    with naming(shard, pool, query), pool.connection(query.query_id, shard) as connection:
-        refuse_if_cancelled(query.query_id, shard)  # from here on, cancelling reaches it
-        yield pool.driver, connection
-
-
-class naming:  # noqa: N801 - used like a function, and entered too often to be a generator
-    """Make an error of this package of whatever is raised inside, with the shard's name.
-
-    Parameters
-    ----------
-    shard : str
-        Name of the shard.
-    pool : Pool
-        Whose driver and server they are.
-    query : Query
-        What is run.
-    keep : callable, optional
-        Gets the error instead of it being raised.
-    """
-
-    def __init__(
-        self,
-        shard: str,
-        pool: Pool,
-        query: Query,
-        keep: Callable[[ShardSQLError], None] | None = None,
-    ) -> None:
-        self._shard, self._pool, self._query, self._keep = shard, pool, query, keep
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        ours = isinstance(error, ShardSQLError)
-        named = error if ours else self._pool.driver.translate(error, self._query)
-        if not isinstance(named, ShardSQLError):
-            return False
-        if named.shard is None:
-            named.shard, named.server = self._shard, self._pool.server.address
-        named.__cause__ = named.__cause__ if ours else error  # and nothing else behind it
-        if self._keep is not None:
-            self._keep(named)
-        elif not ours:
-            raise named
-        return self._keep is not None

@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from dask_shardsql.engine.cancel import cancel_query, is_cancelled, refuse_if_cancelled
 from dask_shardsql.engine.drivers.base import Columns, Query, Stage, StagedDriver
-from dask_shardsql.engine.fetch import Answer, Reading, naming
+from dask_shardsql.engine.fetch import Answer, Reading
+from dask_shardsql.engine.lending import naming
 from dask_shardsql.engine.pools import Lease, pool_of
 from dask_shardsql.errors import ShardSQLError
 from dask_shardsql.progress import current_worker

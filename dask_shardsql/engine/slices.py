@@ -14,7 +14,8 @@ import pyarrow as pa
 from dask_shardsql.engine.cancel import refuse_if_cancelled
 from dask_shardsql.engine.drivers.base import Query
 from dask_shardsql.engine.drivers.slicing import Part, Slicing, can_slice
-from dask_shardsql.engine.fetch import Answer, connection_to, naming, read_shard, read_shard_shared
+from dask_shardsql.engine.fetch import Answer, read_shard, read_shard_shared
+from dask_shardsql.engine.lending import connection_to, naming
 from dask_shardsql.engine.pools import pool_of
 from dask_shardsql.engine.registry import TopologyRef
 from dask_shardsql.engine.shared_memory import Offer, SharedTable

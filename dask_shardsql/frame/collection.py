@@ -36,7 +36,12 @@ class DataFrame(dd.DataFrame):  # type: ignore[misc]
         read, options = self.expr, dict(kwargs)
         scheduler = options.pop("scheduler", None)
         is_whole = isinstance(read, ReadShards) and options.pop("optimize_graph", True)
-        if not is_whole or not _is_on_cluster(scheduler) or not read.operand("ref").is_known:
+        if (
+            not is_whole
+            or read.is_named  # what Dask holds of it already is to be taken
+            or not _is_on_cluster(scheduler)
+            or not read.operand("ref").is_known
+        ):
             frame: pd.DataFrame = super().compute(**kwargs)
             return frame
         return _collect(read, scheduler, options)

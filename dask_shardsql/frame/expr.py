@@ -123,6 +123,11 @@ class ReadShards(_Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[m
         parts: tuple[tuple[int, Part | None], ...] = snapshots.operand("split").parts
         return parts
 
+    @property
+    def is_named(self) -> bool:
+        """Whether the user has named the snapshot: what Dask holds of it then stands for it."""
+        return bool(self.operand("token") == self.operand("answer").query.query_id)
+
     def _divisions(self) -> tuple[None, ...]:
         return (None,) * (len(self._parts) + 1)
 
@@ -140,7 +145,8 @@ class ReadShards(_Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[m
 
     def finalize_compute(self) -> Any:
         """Choose how ``compute()`` makes one DataFrame of the partitions."""
-        if self.operand("dtype_backend") != "pyarrow":  # the others check values, shard by shard
+        # the other backends check values, shard by shard
+        if self.is_named or self.operand("dtype_backend") != "pyarrow":
             return super().finalize_compute()
         return ReadWhole(*(self._simplify_down() or self).operands)
 

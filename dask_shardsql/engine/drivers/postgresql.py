@@ -7,16 +7,19 @@ connect, so that it also holds behind a transaction-pooling proxy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import psycopg2
 
 from dask_shardsql.config import Settings
-from dask_shardsql.engine.drivers import postgresql_copy, postgresql_slices
+from dask_shardsql.engine.drivers import postgresql_copy, postgresql_gather, postgresql_slices
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
+from dask_shardsql.engine.drivers.gathering import Extract
 from dask_shardsql.engine.drivers.postgresql_copy import in_own_text, runner
+from dask_shardsql.engine.drivers.postgresql_gather import PostgreSQLGathering
 from dask_shardsql.engine.drivers.postgresql_libpq import Session
 from dask_shardsql.engine.drivers.postgresql_params import merge_params, read_strings_as_standard
 from dask_shardsql.engine.drivers.postgresql_script import RESET, Script, begin, pins
@@ -27,7 +30,7 @@ from dask_shardsql.engine.drivers.rows import double_quoted
 from dask_shardsql.engine.drivers.slicing import Part, Slicing
 from dask_shardsql.errors import ConnectionLostError, QueryError, ShardSQLError
 from dask_shardsql.sql.statement import single_query
-from dask_shardsql.topology import Server
+from dask_shardsql.topology import Server, ShardedTable
 
 __all__ = ["PostgreSQLDriver"]
 
@@ -96,7 +99,17 @@ class PostgreSQLDriver:
         on_batch: OnBatch,
     ) -> None:
         """Describe and read the answer in one transaction."""
-        if (stage := self.stage(connection, query)) is not None:
+        self._read(connection, query, resolve, on_batch)
+
+    def _read(
+        self,
+        connection: Any,
+        query: Query,
+        resolve: Callable[[Columns], Columns],
+        on_batch: OnBatch,
+        script: Script | None = None,
+    ) -> None:
+        if (stage := self.stage(connection, query, script)) is not None:
             try:
                 stage.request(resolve(stage.describe()), on_batch)
                 stage.advance(whole=True)
@@ -105,7 +118,7 @@ class PostgreSQLDriver:
             return
         try:
             with connection.cursor() as cursor:
-                postgresql_copy.read(cursor, query, resolve, on_batch, _refused)
+                postgresql_copy.read(cursor, query, resolve, on_batch, _refused, script)
         except BaseException:
             self._end(connection, "ROLLBACK")
             raise
@@ -203,6 +216,26 @@ class PostgreSQLDriver:
     def cut(self, query: Query, part: Part, snapshot: str, bounds: tuple[str, ...]) -> Query:
         """Return the query of one slice."""
         return postgresql_slices.cut(query, part, snapshot, bounds)
+
+    def gathering(
+        self, connection: Any, query: Query, sharded: Sequence[ShardedTable]
+    ) -> PostgreSQLGathering:
+        """Begin to gather for a query."""
+        plain = replace(query, find_not_null=False)  # a temporary table guarantees nothing
+
+        def read(script: Script, resolve: Callable[[Columns], Columns], on_batch: OnBatch) -> None:
+            self._read(connection, plain, resolve, on_batch, script)
+
+        return PostgreSQLGathering(connection, plain, sharded, read)
+
+    def estimate(self, connection: Any, query: Query, extracts: Sequence[Extract]) -> list[int]:
+        """Return about how many bytes each of them has, as the planner sees it."""
+        with connection.cursor() as cursor:
+            try:
+                cursor.execute("; ".join(begin(query)))
+                return postgresql_gather.estimate(cursor, extracts)
+            finally:
+                self._end(connection, "ROLLBACK")
 
     def snapshot_is_lost(self, connection: Any, snapshot: str) -> bool:
         """Whether the snapshot cannot be imported."""

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 import psycopg2
+import pyarrow as pa
 
 from dask_shardsql.engine.cancel import is_cancelled
 from dask_shardsql.engine.copy_arena import Kinds
@@ -21,14 +22,19 @@ from dask_shardsql.engine.copy_kernel.layout import Status
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
 from dask_shardsql.engine.drivers.postgresql_libpq import CopyOut
 from dask_shardsql.engine.drivers.postgresql_params import merge_params, read_strings_as_standard
-from dask_shardsql.engine.drivers.postgresql_script import begin
+from dask_shardsql.engine.drivers.postgresql_script import Script, begin
 from dask_shardsql.engine.drivers.postgresql_types import (
     Described,
     columns_of,
     fields_of_cursor,
     makes_nulls,
 )
-from dask_shardsql.engine.drivers.postgresql_wire import PATIENCE, SILENT, ServerError
+from dask_shardsql.engine.drivers.postgresql_wire import (
+    PATIENCE,
+    SILENT,
+    ServerError,
+    other_encoding,
+)
 from dask_shardsql.errors import ColumnError, ConnectionLostError, ShardSQLError
 
 __all__ = ["describe", "describing", "in_own_text", "read", "runner"]
@@ -38,11 +44,12 @@ _COPY_START, _COPY_END = "(\n", "\n)"
 _BUFFER_BYTES = 64 << 10  # what stays in a core's cache until it is decoded
 
 
-def describe(cursor: Any, query: Query) -> tuple[Described, str]:
+def describe(cursor: Any, query: Query, script: Script | None = None) -> tuple[Described, str]:
     """Begin the transaction of a query, describe it, and return its text as well."""
-    text = merge_params(cursor, query)
+    script = script or Script(begin(query), merge_params(cursor, query))
+    text = script.sql
     read_strings_as_standard(cursor.connection)
-    cursor.execute("; ".join((*begin(query), describing(text))))
+    cursor.execute("; ".join((*script.begin, describing(text))))
     if not cursor.description:
         raise ColumnError("the query returns no columns")
     find_not_null = query.find_not_null and not makes_nulls(text)
@@ -56,27 +63,37 @@ def read(
     resolve: Callable[[Columns], Columns],
     on_batch: OnBatch,
     refuse: Callable[[ServerError, str], ShardSQLError],
+    script: Script | None = None,
 ) -> None:
     """Begin the transaction of a query, and read its rows.
 
     Whatever stops the COPY but the server's own refusal closes the connection.
     """
-    described, text = describe(cursor, query)
+    described, text = describe(cursor, query, script)
     columns = resolve(described.columns)
     kinds = described.kinds(columns)
-    decoder = CopyDecoder(columns, kinds, query.unrepresentable, on_batch, query.batch_bytes)
+    session = cursor.connection
+
+    def take_batch(batch: pa.RecordBatch) -> None:
+        if (other := other_encoding(session.get_parameter_status("client_encoding"))) is not None:
+            raise refuse(other, text)
+        on_batch(batch)
+
+    decoder = CopyDecoder(columns, kinds, query.unrepresentable, take_batch, query.batch_bytes)
     copy = _copy_of(text, kinds)
     take = _take_from_libpq if CopyOut.is_possible() else _take_from_psycopg2
     try:
         failure = take(cursor, copy, decoder, query)
         if failure is None:
+            failure = other_encoding(session.get_parameter_status("client_encoding"))
+        if failure is None:
             decoder.finish()
     except psycopg2.Error:
         raise
     except BaseException:  # do not wait for rows that nobody wants
-        cursor.connection.request_cancel()
+        session.request_cancel()
         with suppress(psycopg2.Error):
-            cursor.connection.close()
+            session.close()
         raise
     if failure is not None:
         raise refuse(*in_own_text(failure, copy))
@@ -130,6 +147,8 @@ def in_own_text(error: ServerError, sent: str) -> tuple[ServerError, str]:
     prefix, end = (_DESCRIBE, _DESCRIBE_END) if _DESCRIBE in sent else (_COPY_START, _COPY_END)
     if prefix not in sent:
         return error, sent
+    # libpq's messages quote a text up to its end, which is ours
+    error = error._replace(message=error.message.replace(end, ""))
     start = sent.index(prefix) + len(prefix)
     text = sent[start : sent.rfind(end)]
     if error.position is None:

@@ -17,6 +17,7 @@ import ctypes
 import functools
 import select
 import sys
+import threading
 import weakref
 from array import array
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from dask_shardsql.errors import ConnectionLostError
 __all__ = ["CopyOut", "Session"]
 
 _CANCEL_BUFFER = 256  # as libpq recommends
+_CANCEL_SECONDS = 1.0
 _WAIT_MILLISECONDS = 200
 _COMMAND_OK, _COPY_OUT = 1, 3  # ExecStatusType
 _FIELDS = b"MCPDH"  # PG_DIAG_...: message, SQLSTATE, position, detail, hint
@@ -116,8 +118,17 @@ class Session(pgx.connection):
         """Ask the server to stop what this connection runs; from any thread, more than once.
 
         psycopg2's own method holds the interpreter's lock until the server has taken the request,
-        which a server or a network that hangs never does.
+        which a server or a network that hangs never does; nor does libpq's return before that. So
+        it is waited for no longer than a second. Should it come later, nobody is lent this session
+        any more whose query it could stop.
         """
+        thread = threading.Thread(target=self._cancel, name="dask_shardsql-cancel", daemon=True)
+        thread.start()
+        thread.join(_CANCEL_SECONDS)
+        if thread.is_alive():
+            self.spoiled = True
+
+    def _cancel(self) -> None:
         if self._canceller is None:
             with suppress(psycopg2.Error):
                 self.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -21,6 +22,8 @@ def merge_params(cursor: Any, query: Query) -> str:
     if query.params is None:
         return query.sql
     problem, text = "", b""
+    if "%" not in query.sql and query.params and not isinstance(query.params, Mapping):
+        problem = "there are parameters, and no placeholder in the query"  # psycopg2 drops them
     try:
         text = cursor.mogrify(query.sql, each_param(query.params, _adapt))
     except (IndexError, TypeError) as error:

@@ -43,6 +43,7 @@ from dask_shardsql.engine.drivers.postgresql_wire import (
     SILENT,
     ServerError,
     check_count,
+    other_encoding,
     parse_error,
     parse_row,
     receive_some,
@@ -379,9 +380,8 @@ class PostgreSQLStage:
         name, value = [*body.decode("utf-8", "replace").split("\0"), ""][:2]
         if name in _GOES_BY:
             self._changed[name] = value
-        if name == "client_encoding" and value != "UTF8":
-            what = f"the query sets client_encoding to {value}, in which its own texts may then "
-            self._note_failure(ServerError(what + "come: take that out of it", "0A000"))
+        if name == "client_encoding" and (other := other_encoding(value)) is not None:
+            self._note_failure(other)
 
     def _settle(self) -> None:
         """The session is idle again: look whether libpq's picture of it is still true."""

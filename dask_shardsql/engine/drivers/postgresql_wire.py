@@ -34,6 +34,7 @@ __all__ = [
     "ServerError",
     "check_count",
     "error_of",
+    "other_encoding",
     "parse_error",
     "parse_row",
     "receive_some",
@@ -63,6 +64,17 @@ NO_PARAMETERS = ServerError(
     "42P02",
     hint="placeholders are written %s, or %(name)s, and their values given as params",
 )
+
+
+def other_encoding(name: str | None) -> ServerError | None:
+    """Return what is wrong where a query has set ``client_encoding``, and texts may come in it."""
+    if name in (None, "UTF8"):
+        return None
+    return ServerError(
+        f"the query sets client_encoding to {name}, in which its own texts may then come: take "
+        "that out of it",
+        "0A000",
+    )
 
 
 def check_count(body: bytes, received: int) -> None:

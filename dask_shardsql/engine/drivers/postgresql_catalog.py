@@ -1,0 +1,118 @@
+"""What a query reads, asked of PostgreSQL's catalog: what a view that is made of it depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dask_shardsql.engine.drivers.rows import double_quoted
+
+__all__ = [
+    "COLUMNS",
+    "FAMILY",
+    "FUNCTIONS",
+    "KEYS",
+    "NAMESAKES",
+    "READ_BY",
+    "RELATIONS",
+    "RULES",
+    "Relation",
+]
+
+# what a view reads, through the views in it: relations, their columns, constraints, functions
+_USED = """
+WITH RECURSIVE used(kind, oid, part) AS (
+    SELECT d.refclassid, d.refobjid, d.refobjsubid
+    FROM pg_catalog.pg_rewrite r JOIN pg_catalog.pg_depend d
+        ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND d.objid = r.oid
+    WHERE r.ev_class = %(view)s::pg_catalog.regclass AND d.refobjid <> r.ev_class
+    UNION
+    SELECT d.refclassid, d.refobjid, d.refobjsubid
+    FROM used JOIN pg_catalog.pg_rewrite r
+        ON used.kind = 'pg_catalog.pg_class'::pg_catalog.regclass
+        AND r.ev_class = used.oid AND r.rulename = '_RETURN'
+    JOIN pg_catalog.pg_class v ON v.oid = r.ev_class AND v.relkind = 'v'
+    JOIN pg_catalog.pg_depend d
+        ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND d.objid = r.oid
+        AND d.refobjid <> r.ev_class
+)"""
+RELATIONS = (
+    _USED
+    + """
+SELECT c.oid::int8, n.nspname, c.relname, c.relkind::text, c.relhassubclass,
+    pg_catalog.array_remove(pg_catalog.array_agg(DISTINCT used.part), 0)
+FROM used JOIN pg_catalog.pg_class c
+    ON used.kind = 'pg_catalog.pg_class'::pg_catalog.regclass AND c.oid = used.oid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+GROUP BY 1, 2, 3, 4, 5 ORDER BY 2, 3"""
+)
+KEYS = (
+    _USED
+    + """
+SELECT k.conrelid::int8, k.conkey FROM used JOIN pg_catalog.pg_constraint k
+    ON used.kind = 'pg_catalog.pg_constraint'::pg_catalog.regclass AND k.oid = used.oid"""
+)
+FUNCTIONS = (
+    _USED
+    + """
+SELECT p.proname, p.prosrc FROM used JOIN pg_catalog.pg_proc p
+    ON used.kind = 'pg_catalog.pg_proc'::pg_catalog.regclass AND p.oid = used.oid
+JOIN pg_catalog.pg_language l ON l.oid = p.prolang AND l.lanname NOT IN ('internal', 'c')"""
+)
+RULES = (
+    _USED
+    + """
+SELECT bool_or(r.ev_action::text LIKE '%%:varattno 0 %%'),
+    bool_or(r.ev_action::text LIKE '%%:varattno -%%')
+FROM pg_catalog.pg_rewrite r WHERE r.ev_class = %(view)s::pg_catalog.regclass OR r.ev_class IN (
+    SELECT used.oid FROM used JOIN pg_catalog.pg_class v ON v.oid = used.oid AND v.relkind = 'v'
+    WHERE used.kind = 'pg_catalog.pg_class'::pg_catalog.regclass)"""
+)
+READ_BY = """
+SELECT d.refobjid::int8 FROM pg_catalog.pg_rewrite r JOIN pg_catalog.pg_depend d
+    ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND d.objid = r.oid
+WHERE r.ev_class = %(view)s::pg_catalog.oid
+    AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid <> r.ev_class"""
+# a table, and whatever is a part of it: partitions, and tables that inherit
+FAMILY = """
+WITH RECURSIVE family(oid) AS (
+    SELECT pg_catalog.to_regclass(%(name)s)::pg_catalog.oid
+    UNION
+    SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN family ON i.inhparent = family.oid
+)
+SELECT oid::int8 FROM family WHERE oid IS NOT NULL"""
+NAMESAKES = """
+SELECT n.nspname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relname = %(name)s AND c.relkind IN ('r', 'p', 'f', 'v', 'm')
+    AND n.nspname NOT LIKE 'pg\\_%%' AND n.nspname <> 'information_schema' ORDER BY 1"""
+# the binary form of some types holds an oid, which is another one in each database
+COLUMNS = """
+WITH RECURSIVE typed(number, name, oid) AS (
+    SELECT a.attnum, a.attname, a.atttypid FROM pg_catalog.pg_attribute a
+    WHERE a.attrelid = %(table)s AND a.attnum > 0 AND NOT a.attisdropped
+    UNION
+    SELECT typed.number, typed.name, t.typbasetype
+    FROM typed JOIN pg_catalog.pg_type t ON t.oid = typed.oid AND t.typtype = 'd'
+)
+SELECT typed.number, typed.name, bool_or(
+    t.typtype = 'c' OR t.typname LIKE 'reg%%' OR t.typname IN ('record', '_record')
+    OR (t.typlen = -1 AND t.typelem <> 0 AND (t.typelem >= 16384 OR EXISTS (
+        SELECT FROM pg_catalog.pg_type e WHERE e.oid = t.typelem AND e.typname LIKE 'reg%%'))))
+FROM typed JOIN pg_catalog.pg_type t ON t.oid = typed.oid
+GROUP BY 1, 2 ORDER BY 1"""
+
+
+class Relation(NamedTuple):
+    """A table or view that a query reads, and which of its columns."""
+
+    oid: int
+    schema: str
+    name: str
+    kind: str  # as in pg_class.relkind
+    is_inherited: bool
+    columns: Sequence[int]  # by number
+
+    @property
+    def full_name(self) -> str:
+        """The name, quoted, with its schema."""
+        return f"{double_quoted(self.schema)}.{double_quoted(self.name)}"

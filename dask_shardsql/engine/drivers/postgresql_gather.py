@@ -1,0 +1,335 @@
+"""PostgreSQL as the database that gathers: the query runs there over the rows of all shards.
+
+What is needed of each sharded table comes into a temporary table of the same name, and
+``pg_temp`` is where PostgreSQL looks first: so the query runs as it would in one database, with
+that database's own types, collations, functions and reference tables. What a query needs the server
+itself tells: a temporary view is made of it, whose dependencies are the tables and columns that it
+reads, through views too, and whose text the server writes down again with every name as it was
+understood. Then that text is checked in the same way: it must not read a shard's own slice.
+
+Only statements of ours run while the transaction may write; it is read-only before the user's does.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import psycopg2
+
+from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
+from dask_shardsql.engine.drivers.gathering import Extract, Survey
+from dask_shardsql.engine.drivers.postgresql_catalog import (
+    COLUMNS,
+    FAMILY,
+    FUNCTIONS,
+    KEYS,
+    NAMESAKES,
+    READ_BY,
+    RELATIONS,
+    RULES,
+    Relation,
+)
+from dask_shardsql.engine.drivers.postgresql_params import merge_params, read_strings_as_standard
+from dask_shardsql.engine.drivers.postgresql_pipe import pipe_copy
+from dask_shardsql.engine.drivers.postgresql_script import RESET, Script, pins
+from dask_shardsql.engine.drivers.rows import double_quoted
+from dask_shardsql.errors import MergeRefusedError
+from dask_shardsql.sql.statement import words_of
+from dask_shardsql.topology import ShardedTable
+
+__all__ = ["PostgreSQLGathering", "estimate"]
+
+_BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ"
+_VIEW, _FINAL = "dask_shardsql_query", "dask_shardsql_final"
+_NO_TEMP = (
+    "temporary-table",
+    "To gather rows, the login needs the TEMPORARY privilege on its database (GRANT TEMPORARY ON "
+    "DATABASE ... TO ...), on a server that is no standby",
+)
+_REFUSED = {  # by SQLSTATE
+    "0A000": _NO_TEMP,  # a standby
+    "25006": _NO_TEMP,
+    "42501": _NO_TEMP,
+    "42P16": ("column-type", "Cast that column to a type that a table could have"),
+}
+
+
+class PostgreSQLGathering:
+    """See :class:`dask_shardsql.engine.drivers.gathering.Gathering`.
+
+    Parameters
+    ----------
+    connection : Session
+        Idle; nobody else uses it before the end.
+    query : Query
+        The query.
+    sharded : sequence of ShardedTable
+        The sharded tables.
+    read : callable
+        Reads the rows of a script, in the transaction that is open.
+    """
+
+    def __init__(
+        self,
+        connection: Any,
+        query: Query,
+        sharded: Sequence[ShardedTable],
+        read: Callable[[Script, Callable[[Columns], Columns], OnBatch], None],
+    ) -> None:
+        self._connection, self._query, self._sharded = connection, query, sharded
+        self._read = read
+        self._cursor = connection.cursor()
+        self._gathered: dict[int, Relation] = {}
+        self._views: list[tuple[Relation, str]] = []
+        self._extracts: tuple[Extract, ...] = ()
+        self._keys: dict[int, tuple[int, ...]] = {}
+        self._text = ""
+
+    def survey(self) -> Survey:
+        """Begin, and return what is needed of the sharded tables.
+
+        Raises
+        ------
+        MergeRefusedError
+            The query cannot be answered in this way.
+        """
+        text = merge_params(self._cursor, self._query)
+        read_strings_as_standard(self._connection)
+        self._begin(text)
+        relations = self._relations(_VIEW)
+        shard_keys = self._keys_of_sharded_tables()
+        self._refuse_ambiguous_names({relation.name for relation in relations.values()})
+        self._gathered = {oid: one for oid, one in relations.items() if oid in shard_keys}
+        if not self._gathered:
+            return Survey(text, (), through_views=False)
+        self._refuse_what_is_known_to_differ(relations)
+        self._find_views(relations)
+        self._write_down()
+        keys = self._rows(KEYS, view=f"pg_temp.{_VIEW}")
+        self._keys = {oid: tuple(columns) for oid, columns in keys if oid in self._gathered}
+        self._extracts = tuple(
+            self._extract(relation, shard_keys[oid]) for oid, relation in self._gathered.items()
+        )
+        return Survey(text, self._extracts, through_views=bool(self._views))
+
+    def prepare(self) -> None:
+        """Make the temporary tables and views, and put this shard's own rows into them."""
+        self._run(f"DROP VIEW pg_temp.{_VIEW}")
+        for part in self._extracts:
+            columns = f"CREATE TEMPORARY TABLE {part.into} ON COMMIT DROP AS {part.select}"
+            self._run(f"{columns} WITH NO DATA")
+            self._run(f"INSERT INTO pg_temp.{part.into} {part.select}")
+
+    def take(self, source: Any, count: Callable[[int], None]) -> None:
+        """Copy all extracts from another shard, in one snapshot of it.
+
+        Where that fails, both connections are closed.
+        """
+        cursor = source.cursor()
+        cursor.execute("; ".join((_BEGIN + " ONLY", *pins(self._query))))
+        for part in self._extracts:
+            form = "text" if part.in_text else "binary"
+            copy_out = f"COPY ({part.select}) TO STDOUT (FORMAT {form})"
+            copy_in = f"COPY pg_temp.{part.into} FROM STDIN (FORMAT {form})"
+            pipe_copy(cursor, copy_out, self._cursor, copy_in, count)
+        cursor.execute("COMMIT" + RESET)
+
+    def read(self, resolve: Callable[[Columns], Columns], on_batch: OnBatch) -> None:
+        """Run the query over what was gathered; the transaction then ends."""
+        by_oid = dict(zip(self._gathered, self._extracts, strict=True))
+        for oid, numbers in self._keys.items():
+            named = {number: name for number, name, _ in self._rows(COLUMNS, table=oid)}
+            key = ", ".join(double_quoted(named[number]) for number in numbers)
+            self._run(f"ALTER TABLE pg_temp.{by_oid[oid].into} ADD PRIMARY KEY ({key})")
+        for view, definition in self._views:
+            self._run(f"CREATE TEMPORARY VIEW {double_quoted(view.name)} AS\n{definition}")
+        for part in self._extracts:
+            self._run(f"ANALYZE pg_temp.{part.into}")
+        self._check_final_text()
+        self._read(Script(("SET TRANSACTION READ ONLY",), self._text), resolve, on_batch)
+
+    def abandon(self) -> None:
+        """End the transaction, or close the connection."""
+        if self._connection.closed:
+            return
+        try:
+            self._run("ROLLBACK" + RESET)
+        except psycopg2.Error:
+            with suppress(psycopg2.Error):
+                self._connection.close()
+
+    def _begin(self, text: str) -> None:
+        """Begin the transaction, and make a view of the query."""
+        try:
+            self._run("; ".join((_BEGIN + " WRITE", *pins(self._query))))
+            self._run(f"CREATE TEMPORARY VIEW {_VIEW} AS\n{text}\n")
+            return
+        except psycopg2.Error as error:
+            if (why := _REFUSED.get(error.pgcode or "")) is None:
+                raise
+            reason, remedy = why
+            said = error.diag.message_primary
+        raise MergeRefusedError(reason, f"the server says: {said}. {remedy}")
+
+    def _run(self, sql: str) -> None:
+        self._cursor.execute(sql)
+
+    def _rows(self, sql: str, **values: Any) -> list[tuple[Any, ...]]:
+        self._cursor.execute(sql, values)
+        rows: list[tuple[Any, ...]] = self._cursor.fetchall()
+        return rows
+
+    def _relations(self, view: str) -> dict[int, Relation]:
+        """Return what a temporary view reads, by oid."""
+        found = self._rows(RELATIONS, view=f"pg_temp.{view}")
+        return {row[0]: Relation(*row) for row in found}
+
+    def _keys_of_sharded_tables(self) -> dict[int, str]:
+        """Return the shard key of every sharded table, and of all that is a part of one."""
+        found: dict[int, str] = {}
+        for table in self._sharded:
+            name = ".".join(map(double_quoted, table.name.split(".", 1)))
+            found |= {oid: table.key for (oid,) in self._rows(FAMILY, name=name)}
+        return found
+
+    def _refuse_ambiguous_names(self, read: set[str]) -> None:
+        for table in self._sharded:
+            if "." in table.name or table.name not in read:
+                continue
+            schemas = [schema for (schema,) in self._rows(NAMESAKES, name=table.name)]
+            if len(schemas) > 1:
+                raise MergeRefusedError(
+                    "ambiguous-name",
+                    f"there is a table {table.name!r} in each of the schemas "
+                    f"{', '.join(map(repr, schemas))}: say in the topology which of them is "
+                    f"sharded, as in {schemas[0]}.{table.name}",
+                )
+
+    def _refuse_what_is_known_to_differ(self, relations: dict[int, Relation]) -> None:
+        ((has_whole_rows, has_system_columns),) = self._rows(RULES, view=f"pg_temp.{_VIEW}")
+        if has_system_columns:
+            raise MergeRefusedError(
+                "system-column",
+                "it reads a system column (ctid, tableoid, xmin, ...), which says where a row is "
+                "stored on its shard: leave that out",
+            )
+        names = [relation.name for relation in self._gathered.values()]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise MergeRefusedError(
+                "same-name",
+                f"it reads several sharded tables named {', '.join(map(repr, twice))}, of which "
+                "only one can be gathered at a time",
+            )
+        if has_whole_rows:  # whose columns the server does not list
+            self._gathered = {
+                oid: one._replace(columns=tuple(n for n, _, _ in self._rows(COLUMNS, table=oid)))
+                for oid, one in self._gathered.items()
+            }
+        for function, source in self._rows(FUNCTIONS, view=f"pg_temp.{_VIEW}"):
+            words = {word.lower() for word in re.findall(r"\w+", source)}
+            if named := [table for table in self._sharded if _last_of(table.name) in words]:
+                raise MergeRefusedError(
+                    "function",
+                    f"it calls the function {function!r}, which names the sharded table "
+                    f"{named[0].name!r} and would see one shard's rows of it: write what it does "
+                    "into the query",
+                )
+        kept = [r for r in relations.values() if r.kind == "m" and self._reads(r.oid)]
+        if kept:
+            raise MergeRefusedError(
+                "materialized-view",
+                f"materialized view {kept[0].name!r} holds what its own shard's slice was when it "
+                "was refreshed: read the tables it is made of",
+            )
+
+    def _reads(self, oid: int) -> bool:
+        """Whether a view is made of a sharded table, through others too."""
+        seen, left = set(), [oid]
+        while left:
+            one = left.pop()
+            if one in self._gathered:
+                return True
+            if one not in seen:
+                seen.add(one)
+                left += [found for (found,) in self._rows(READ_BY, view=one)]
+        return False
+
+    def _find_views(self, relations: dict[int, Relation]) -> None:
+        """Keep the definitions of views over sharded tables, each behind those that it reads."""
+        views = {r.oid: r for r in relations.values() if r.kind == "v" and self._reads(r.oid)}
+        schemas = {r.schema for r in (*self._gathered.values(), *views.values())}
+        # the server then writes their names without a schema, so that pg_temp has its say
+        path = ", ".join(map(double_quoted, sorted(schemas)))
+        ((current,),) = self._rows("SELECT current_setting('search_path')")
+        ((in_front,),) = self._rows("SELECT current_schemas(false)")
+        behind = ", ".join(map(double_quoted, sorted(schemas - set(in_front))))
+        if behind:
+            path = f"{current}, {behind}" if current.strip() else behind
+            self._rows("SELECT set_config('search_path', %(path)s, true)", path=path)
+        needs = {
+            oid: {found for (found,) in self._rows(READ_BY, view=oid)} & set(views) for oid in views
+        }
+        while needs:
+            ready = [oid for oid, wanted in needs.items() if not wanted & set(needs)]
+            for oid in ready:
+                ((definition,),) = self._rows(
+                    "SELECT pg_catalog.pg_get_viewdef(%(view)s::pg_catalog.oid)", view=oid
+                )
+                self._views.append((views[oid], definition))
+                del needs[oid]
+
+    def _write_down(self) -> None:
+        """Keep the query as the server has understood it."""
+        name = f"pg_temp.{_VIEW}"
+        ((text,),) = self._rows(
+            "SELECT pg_catalog.pg_get_viewdef(%(view)s::pg_catalog.regclass)", view=name
+        )
+        self._text = text.rstrip().removesuffix(";")
+        texts = [self._text, *(definition for _, definition in self._views)]
+        inherited = any(r.kind == "r" and r.is_inherited for r in self._gathered.values())
+        partitioned = any(r.kind == "p" for r in self._gathered.values())
+        if (inherited or partitioned) and any("only" in map(str.lower, words_of(t)) for t in texts):
+            raise MergeRefusedError(
+                "only", "it reads ONLY a part of a sharded table: name that part"
+            )
+
+    def _extract(self, relation: Relation, key: str) -> Extract:
+        columns = self._rows(COLUMNS, table=relation.oid)
+        wanted = set(relation.columns) | set(self._keys.get(relation.oid, ()))
+        chosen = [one for one in columns if one[0] in wanted] or columns[:1]
+        names = ", ".join(double_quoted(name) for _, name, _ in chosen)
+        select = f"SELECT {names} FROM {relation.full_name}"
+        in_text = any(needs_text for _, _, needs_text in chosen)
+        return Extract(relation.name, key, select, double_quoted(relation.name), in_text)
+
+    def _check_final_text(self) -> None:
+        """Make sure that what will run reads no slice of its own."""
+        self._run(f"CREATE TEMPORARY VIEW {_FINAL} AS\n{self._text}\n")
+        wrong = {oid for oid, _ in self._gathered.items()} | {view.oid for view, _ in self._views}
+        left = [r for oid, r in self._relations(_FINAL).items() if oid in wrong]
+        if left:
+            raise MergeRefusedError(
+                "hidden-name",
+                f"it reads {left[0].full_name}, which another table of that name hides: rename one",
+            )
+        self._run(f"DROP VIEW pg_temp.{_FINAL}")
+
+
+def _last_of(name: str) -> str:
+    return name.rpartition(".")[2].lower()
+
+
+def estimate(cursor: Any, extracts: Sequence[Extract]) -> list[int]:
+    """Return about how many bytes each part has on this shard, by its planner."""
+    sizes = []
+    for part in extracts:
+        cursor.execute(f"EXPLAIN (FORMAT JSON) {part.select}")
+        ((plan,),) = cursor.fetchall()
+        top = (json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]
+        sizes.append(int(top["Plan Rows"]) * int(top["Plan Width"]))
+    return sizes

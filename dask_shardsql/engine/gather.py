@@ -1,0 +1,151 @@
+"""One query over the rows of all shards: one of them gathers what the query needs, and runs it.
+
+The functions that Dask tasks call. Rows go from server to server through the process that the task
+runs in, in the servers' own form; nothing here looks into them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from dask_shardsql.engine.cancel import refuse_if_cancelled
+from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
+from dask_shardsql.engine.drivers.gathering import (
+    Extract,
+    Survey,
+    TargetFailedError,
+    can_gather,
+)
+from dask_shardsql.engine.lending import connection_to, naming
+from dask_shardsql.engine.pools import pool_of
+from dask_shardsql.engine.registry import TopologyRef
+from dask_shardsql.errors import MergeRefusedError, ShardSQLError
+from dask_shardsql.topology import ShardedTable, Topology
+
+__all__ = ["Gather", "estimate_shard", "read_gathered", "survey_shard", "too_much"]
+
+
+@dataclass(frozen=True)
+class Gather:
+    """What is gathered for a query.
+
+    Parameters
+    ----------
+    shards : tuple of str
+        Names of all shards.
+    sharded : tuple of ShardedTable
+        The sharded tables.
+    max_bytes : int
+        How much at the most.
+    """
+
+    shards: tuple[str, ...]
+    sharded: tuple[ShardedTable, ...]
+    max_bytes: int
+
+
+def survey_shard(
+    ref: TopologyRef, shard: str, query: Query, sharded: Sequence[ShardedTable]
+) -> Survey | ShardSQLError:
+    """Return what a query reads of the sharded tables, as one shard sees it, or its error."""
+    try:
+        with connection_to(ref.resolve(), shard, query) as (driver, connection):
+            gathering = can_gather(driver).gathering(connection, query, sharded)
+            try:
+                return gathering.survey()
+            finally:
+                gathering.abandon()
+    except ShardSQLError as error:
+        return error
+
+
+def estimate_shard(
+    ref: TopologyRef, shard: str, query: Query, extracts: Sequence[Extract]
+) -> list[int] | ShardSQLError:
+    """Return about how many bytes one shard has of each extract, or its error."""
+    try:
+        with connection_to(ref.resolve(), shard, query) as (driver, connection):
+            return can_gather(driver).estimate(connection, query, extracts)
+    except ShardSQLError as error:
+        return error
+
+
+def read_gathered(
+    topology: Topology,
+    at: str,
+    query: Query,
+    gather: Gather,
+    resolve: Callable[[Columns], Columns],
+    on_batch: OnBatch,
+) -> None:
+    """Gather at one shard what a query needs, and run it there.
+
+    Parameters
+    ----------
+    topology : Topology
+        The topology.
+    at : str
+        Name of the shard.
+    query : Query
+        The query.
+    gather : Gather
+        What is gathered.
+    resolve, on_batch : callable
+        As :meth:`Driver.read` takes them.
+
+    Raises
+    ------
+    MergeRefusedError
+        It cannot be answered so, or there is more than may be gathered.
+    ShardSQLError
+        A shard's own, with its name.
+    """
+    refuse_if_cancelled(query.query_id, at)
+    pool = pool_of(topology, at)
+    driver = can_gather(pool.driver)
+    gathered = 0
+    extracts: Sequence[Extract] = ()
+
+    def count(nbytes: int) -> None:
+        nonlocal gathered
+        refuse_if_cancelled(query.query_id, at)
+        gathered += nbytes
+        if gathered > gather.max_bytes:
+            raise too_much("more", gather.max_bytes, [extract.table for extract in extracts])
+
+    with naming(at, pool, query), pool.apart(query.query_id, at) as session:
+        gathering = driver.gathering(session, query, gather.sharded)
+        try:
+            extracts = gathering.survey().extracts
+            gathering.prepare()
+            for shard in gather.shards:
+                if shard != at:
+                    with _from_target(), connection_to(topology, shard, query) as (_, source):
+                        gathering.take(source, count)
+            gathering.read(resolve, on_batch)
+        finally:
+            gathering.abandon()
+            driver.close(session)
+
+
+@contextmanager
+def _from_target() -> Iterator[None]:
+    """Let go on what the database that gathers has raised."""
+    failure = None
+    try:
+        yield
+    except TargetFailedError as failed:
+        failure = failed.error
+    if failure is not None:
+        raise failure
+
+
+def too_much(what: str, max_bytes: int, tables: Sequence[str]) -> MergeRefusedError:
+    """Return the error that says so."""
+    return MergeRefusedError(
+        "max-gather-bytes",
+        f"{what} of {', '.join(tables)} would have to be gathered, and max_gather_bytes is "
+        f"{max_bytes:,}: select fewer rows or columns, or raise it",
+    )

@@ -1,0 +1,480 @@
+"""merge="global": the answer is the one that a database with all the rows gives."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+
+import psycopg2
+import pytest
+from distributed import Client, LocalCluster
+from sessions import interrupt_when, transactions, wait_until
+
+import dask_shardsql as dss
+from dask_shardsql import merge
+from dask_shardsql.config import Settings
+from dask_shardsql.engine import pools
+from dask_shardsql.engine.drivers.postgresql_gather import PostgreSQLGathering
+from dask_shardsql.engine.drivers.postgresql_libpq import Session
+from dask_shardsql.query import ask
+from dask_shardsql.sql.split import is_union
+
+SHARDED = {"mg_orders": "id", "mg_items": "order_id", "mg_parted": "id", "mg_space.mg_far": "id"}
+MOODS = ("sad", "ok", "happy")
+SCHEMA = """
+CREATE TYPE mg_mood AS ENUM ('sad', 'ok', 'happy');
+CREATE TYPE mg_pair AS (a int4, b text);
+CREATE TABLE mg_orders (
+    id int8 PRIMARY KEY, kind text, total numeric(12,2), at timestamptz, "Note" text,
+    mood mg_mood, moods mg_mood[], pair mg_pair, odd float8);
+CREATE TABLE mg_items (order_id int8, n int4, price float8, qty int4, PRIMARY KEY (order_id, n));
+CREATE TABLE mg_kinds (kind text PRIMARY KEY, weight int4);
+CREATE TABLE mg_parted (id int8, v int4) PARTITION BY RANGE (id);
+CREATE TABLE mg_part_1 PARTITION OF mg_parted FOR VALUES FROM (0) TO (50);
+CREATE TABLE mg_part_2 PARTITION OF mg_parted FOR VALUES FROM (50) TO (1000);
+CREATE SCHEMA mg_space;
+CREATE TABLE mg_space.mg_far (id int8, v int4);
+CREATE VIEW mg_big AS SELECT o.*, k.weight FROM mg_orders o JOIN mg_kinds k USING (kind)
+    WHERE total > 100;
+CREATE VIEW mg_space.mg_bigger AS SELECT id, weight, total FROM mg_big WHERE weight > 1;
+CREATE VIEW mg_heavy AS SELECT * FROM mg_kinds WHERE weight > 2;
+CREATE MATERIALIZED VIEW mg_kept AS SELECT count(*) AS n FROM mg_orders;
+CREATE FUNCTION mg_count() RETURNS int8 LANGUAGE sql STABLE AS 'SELECT count(*) FROM mg_orders';
+CREATE FUNCTION mg_twice(x numeric) RETURNS numeric LANGUAGE sql IMMUTABLE AS 'SELECT 2 * x';
+"""
+ORDERS = [
+    (
+        i,
+        None if i % 17 == 0 else f"k{i % 5}",
+        None if i % 11 == 0 else i * 7 % 1000 + i / 4,
+        f"2024-01-01 00:00:00+00:{i % 60:02}",
+        ["straße", "Zebra", "apple", "Äpfel", "apple ", ""][i % 6],
+        MOODS[i % 3],
+        "{" + ",".join(MOODS[: i % 4]) + "}",
+        f"({i},x)",
+        ["NaN", "Infinity", 1.5, -0.0, None][i % 5],
+    )
+    for i in range(300)
+]
+ITEMS = [(i % 310, i, i * 1.25, i % 7) for i in range(900)]
+
+
+@pytest.fixture(scope="module")
+def made(servers):
+    for number, name in enumerate([*servers.dsns, "reference"]):
+        with servers.session(name) as cursor:
+            for other in range(number):  # so that no two databases have the same OIDs
+                cursor.execute(f"CREATE TYPE mg_other_{other} AS ENUM ()")
+    servers.execute(SCHEMA)
+    rows = [(f"k{i}", i) for i in range(7)]
+    servers.load("mg_kinds", rows)
+    return servers
+
+
+@pytest.fixture(scope="module", params=[1, 2, 4, 7])
+def sharded(request, made):
+    """Topologies: all rows over n shards, of which the last is empty where there are several."""
+    n = request.param
+    names = list(made.dsns)[:n]
+
+    def shard_of(row):
+        return hash(row[0]) % max(1, n - 1)
+
+    made.execute("TRUNCATE mg_orders, mg_items, mg_parted, mg_space.mg_far")
+    made.load("mg_orders", ORDERS, shard_of=shard_of)
+    made.load("mg_items", ITEMS, shard_of=shard_of)
+    for table in ("mg_parted", "mg_space.mg_far"):
+        made.load(table, [(i, i % 9) for i in range(100)], shard_of=shard_of)
+    return dss.Topology.from_dsns({name: made.dsns[name] for name in names}, sharded=SHARDED)
+
+
+@pytest.fixture(scope="module")
+def four(made):
+    """Four shards, with rows."""
+    made.execute("TRUNCATE mg_orders, mg_items")
+    made.load("mg_orders", ORDERS, shard_of=lambda row: row[0] % 4)
+    made.load("mg_items", ITEMS, shard_of=lambda row: row[0] % 4)
+    return dss.Topology.from_dsns({n: made.dsns[n] for n in list(made.dsns)[:4]}, sharded=SHARDED)
+
+
+def one_database(servers, sql, **options):
+    return dss.collect(sql, servers.reference, **options)
+
+
+def rows_of(table):
+    # as texts, so that NaN is NaN and -0.0 is not 0.0
+    return [repr(row) for row in table.to_pylist()]
+
+
+QUERIES = [
+    "SELECT count(*), count(total) AS n, sum(total), avg(total), min(total), max(total) "
+    "FROM mg_orders",
+    "SELECT count(*) FROM mg_orders WHERE false",
+    "SELECT sum(id) / count(*) + 1 AS x, round(avg(total), 3)::float8 AS y FROM mg_orders",
+    "SELECT avg(odd), stddev(total), var_pop(id), round(corr(id, total)::numeric, 9) AS c "
+    "FROM mg_orders WHERE id % 5 = 2",
+    "SELECT kind, count(*) FROM mg_orders GROUP BY kind ORDER BY kind",
+    "SELECT kind, sum(total) AS s FROM mg_orders GROUP BY 1 HAVING sum(total) > 30000 "
+    "ORDER BY s, 1",
+    "SELECT kind AS k FROM mg_orders GROUP BY kind ORDER BY max(total) DESC NULLS LAST, 1 LIMIT 3",
+    "SELECT id % 3 AS r, mood, count(*) FROM mg_orders GROUP BY id % 3, mood ORDER BY 1, 2",
+    "SELECT id, kind, total FROM mg_orders ORDER BY total DESC, id LIMIT 5 OFFSET 3",
+    "SELECT id FROM mg_orders ORDER BY total FETCH FIRST 3 ROWS WITH TIES",
+    'SELECT DISTINCT "Note" FROM mg_orders ORDER BY "Note"',
+    'SELECT DISTINCT "Note" FROM mg_orders',
+    'SELECT min("Note"), max("Note") FROM mg_orders',
+    'SELECT id, "Note" FROM mg_orders ORDER BY "Note" COLLATE "C" DESC, id LIMIT 7',
+    "SELECT DISTINCT ON (kind) kind, id, total FROM mg_orders ORDER BY kind, total DESC, id",
+    "SELECT count(DISTINCT kind) AS a, count(DISTINCT mood) AS b FROM mg_orders",
+    "SELECT mood, count(*) FILTER (WHERE total > 500) FROM mg_orders GROUP BY mood ORDER BY mood",
+    "SELECT max(mood), min(mood), array_agg(id ORDER BY total, id) FROM mg_orders WHERE id < 20",
+    "SELECT string_agg(kind, ',' ORDER BY id) FROM mg_orders WHERE id < 30",
+    "SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY total) AS p, "
+    "mode() WITHIN GROUP (ORDER BY kind) AS m FROM mg_orders",
+    "SELECT id, rank() OVER (ORDER BY total, id), sum(total) OVER (PARTITION BY kind) "
+    "FROM mg_orders ORDER BY id LIMIT 40",
+    "SELECT kind, mood, sum(total) FROM mg_orders GROUP BY ROLLUP (kind, mood) ORDER BY 1, 2, 3",
+    "SELECT bool_and(id >= 0), bool_or(id > 298) AS o, bit_or(id), every(kind = 'k1') "
+    "FROM mg_orders",
+    "SELECT o.kind, sum(i.price * i.qty) FROM mg_orders o JOIN mg_items i ON i.order_id = o.id "
+    "GROUP BY o.kind ORDER BY 1",
+    "SELECT count(*) FROM mg_orders a JOIN mg_orders b ON a.total = b.total",
+    "SELECT k.kind, count(o.id) FROM mg_kinds k LEFT JOIN mg_orders o USING (kind) GROUP BY 1 "
+    "ORDER BY 1",
+    "SELECT k.kind, o.id FROM mg_orders o RIGHT JOIN mg_kinds k ON k.kind = o.kind AND o.id = 1",
+    "SELECT k.kind, o.id FROM mg_orders o FULL JOIN mg_kinds k ON k.kind = o.kind AND o.id < 3",
+    "SELECT id FROM mg_orders WHERE total > (SELECT avg(total) FROM mg_orders)",
+    "SELECT id FROM mg_orders o WHERE NOT EXISTS (SELECT FROM mg_items i WHERE i.qty = o.id)",
+    "SELECT kind FROM mg_kinds WHERE kind NOT IN "
+    "(SELECT kind FROM mg_orders WHERE id BETWEEN 1 AND 3)",
+    "SELECT weight, (SELECT count(*) FROM mg_orders o WHERE o.kind = k.kind) FROM mg_kinds k",
+    "WITH t AS (SELECT kind, sum(total) AS s FROM mg_orders GROUP BY kind) SELECT max(s) FROM t",
+    "WITH RECURSIVE r(n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM r WHERE n < 5) "
+    "SELECT n, count(o.id) FROM r LEFT JOIN mg_orders o ON o.id % 5 = n GROUP BY n ORDER BY n",
+    "SELECT kind FROM mg_orders UNION SELECT kind FROM mg_kinds ORDER BY 1",
+    "SELECT id FROM mg_orders EXCEPT SELECT order_id FROM mg_items",
+    "SELECT order_id FROM mg_items EXCEPT ALL SELECT id FROM mg_orders",
+    "SELECT kind FROM mg_kinds UNION ALL SELECT kind FROM mg_orders",
+    "SELECT id, kind, total FROM mg_orders GROUP BY id ORDER BY id LIMIT 4",
+    "SELECT * FROM mg_orders",
+    "SELECT o FROM mg_orders o WHERE id < 9",
+    "SELECT row_to_json(o)::text AS j, o.id FROM mg_orders o WHERE id < 5",
+    "SELECT count(o) FROM mg_orders o",
+    "SELECT moods, pair, mood FROM mg_orders ORDER BY pair DESC LIMIT 5",
+    "SELECT mood = ANY(moods) AS has, count(*) FROM mg_orders GROUP BY 1 ORDER BY 1",
+    "SELECT count(*), sum(weight) FROM mg_big",
+    "SELECT sum(weight) AS w, sum(total) AS t FROM mg_space.mg_bigger",
+    "SELECT b.id FROM mg_space.mg_bigger b JOIN mg_items i ON i.order_id = b.id ORDER BY 1 LIMIT 3",
+    "SELECT count(*) FROM public.mg_orders JOIN mg_heavy USING (kind)",
+    "SELECT count(*), sum(v) FROM mg_parted",
+    "SELECT count(*), sum(v) FROM mg_part_2",
+    "SELECT (SELECT count(*) FROM mg_part_1) AS a, (SELECT count(*) FROM mg_parted) AS b",
+    "SELECT count(*), max(v) FROM mg_space.mg_far",
+    "WITH mg_orders AS (SELECT 1 AS a) SELECT * FROM mg_orders",
+    "SELECT count(*) AS c, 'mg_orders' AS t, $$it's; -- mg_orders$$ AS u FROM mg_orders -- the end",
+    "SELECT * FROM mg_kinds ORDER BY kind",
+    "SELECT 1 AS one",
+    "VALUES (1, 'x')",
+    "SELECT mg_twice(sum(total)) AS t FROM mg_orders",
+    "SELECT id FROM mg_orders TABLESAMPLE bernoulli (100) ORDER BY id",
+    "SELECT extract(hour FROM max(at)) AS h, date_trunc('month', min(at)) AS m FROM mg_orders",
+    "SELECT id, x FROM mg_orders, LATERAL generate_series(1, id % 3) AS x",
+    "SELECT count(*) FROM mg_orders o NATURAL JOIN mg_kinds",
+]
+
+
+@pytest.mark.parametrize("sql", QUERIES)
+def test_it_is_the_answer_of_one_database(sql, sharded, made):
+    expected = one_database(made, sql)
+    found = dss.collect(sql, sharded, merge="global")
+    assert found.schema.equals(expected.schema)
+    if "ORDER BY" not in sql:
+        assert sorted(rows_of(found)) == sorted(rows_of(expected))
+    else:
+        assert rows_of(found) == rows_of(expected)
+
+
+def way_of(sql, topology, **options):
+    """Return how a query is answered: where, and whether rows are gathered there."""
+    settings = Settings.current()
+    prepared = merge.prepare_global(
+        ask(sql, topology, None, settings=settings, **options), 1 << 30, "threads"
+    )
+    if prepared.answer.gather is not None:
+        return "gather"
+    return "union" if len(prepared.shards) == len(topology.shards) else "direct"
+
+
+@pytest.mark.parametrize(
+    ("sql", "way"),
+    [
+        ("SELECT * FROM mg_orders", "union"),
+        ("SELECT id, upper(kind) FROM mg_orders o WHERE o.total > 5 AND mood <> 'sad'", "union"),
+        (
+            "SELECT o.id FROM mg_orders o JOIN mg_items i ON (i.order_id = o.id) AND i.n > 3",
+            "union",
+        ),
+        ("SELECT o.id FROM mg_orders o, mg_items i WHERE i.order_id = o.id", "union"),
+        ("SELECT o.id FROM mg_orders o LEFT JOIN mg_kinds k ON k.kind = o.kind", "union"),
+        ("SELECT * FROM mg_kinds", "direct"),
+        ("SELECT count(*) FROM mg_orders", "gather"),
+        ("SELECT o.id FROM mg_kinds k LEFT JOIN mg_orders o ON k.kind = o.kind", "gather"),
+        ("SELECT o.id FROM mg_orders o JOIN mg_items i ON i.n = o.id", "gather"),
+        ("SELECT id FROM mg_big", "gather"),
+    ],
+)
+def test_the_cheapest_way_is_taken(sql, way, four, made):
+    assert way_of(sql, four) == way
+    found, expected = dss.collect(sql, four, merge="global"), one_database(made, sql)
+    assert sorted(rows_of(found)) == sorted(rows_of(expected))
+
+
+KEYS = {"a": "k", "b": "k"}
+
+
+@pytest.mark.parametrize(
+    ("sql", "tables", "union"),
+    [
+        ("SELECT * FROM a", "a", True),
+        ("TABLE a", "a", True),
+        ("SELECT * FROM A JOIN c ON a.x = c.x LEFT JOIN d USING (y)", "a", True),
+        ("SELECT a.x FROM a JOIN b ON a.k = b.k", "ab", True),
+        ("SELECT a.x FROM a JOIN b USING (k)", "ab", True),
+        ("SELECT a.x FROM a LEFT JOIN b ON b.k = a.k AND b.x > 1", "ab", True),
+        ("SELECT a.x FROM a, b WHERE a.k = b.k AND (a.x > 1 OR b.x > 1)", "ab", True),
+        ("SELECT a.x FROM a LEFT JOIN b ON true WHERE a.k = b.k", "ab", False),
+        ("SELECT a.x FROM a, b WHERE a.k = b.k OR a.x > 1", "ab", False),
+        ("SELECT a.x FROM a JOIN b ON a.k = b.x", "ab", False),
+        ("SELECT a.x FROM a JOIN b ON k = b.k", "ab", False),
+        ("SELECT a.x FROM a JOIN c ON a.k = c.k JOIN b USING (k)", "ab", False),
+        ("SELECT a.x FROM a NATURAL JOIN b", "ab", False),
+        ("SELECT * FROM c LEFT JOIN a ON a.x = c.x", "a", False),
+        ("SELECT * FROM a RIGHT JOIN c ON a.x = c.x", "a", False),
+        ("SELECT * FROM a AS one, a AS two", "a", False),
+        ("SELECT * FROM a, c AS a", "a", False),
+        ('SELECT * FROM "A"', "a", False),
+        ("SELECT * FROM ONLY a", "a", False),
+        ("SELECT * FROM (SELECT * FROM a) q", "a", False),
+        ("SELECT * FROM (a JOIN c ON true)", "a", False),
+        ("SELECT DISTINCT x FROM a", "a", False),
+        ("SELECT DISTINCT ON (x) * FROM a", "a", False),
+        ("SELECT x FROM a GROUP BY x", "a", False),
+        ("SELECT 1 FROM a HAVING true", "a", False),
+        ("SELECT * FROM a ORDER BY x", "a", False),
+        ("SELECT * FROM a LIMIT 1", "a", False),
+        ("SELECT * FROM a OFFSET 1", "a", False),
+        ("SELECT * FROM a FETCH FIRST ROW ONLY", "a", False),
+        ("SELECT * FROM a FOR UPDATE", "a", False),
+        ("SELECT * FROM a TABLESAMPLE system (1)", "a", False),
+        ("SELECT sum(x) FROM a", "a", False),
+        ("SELECT sum(x) OVER () FROM a", "a", False),
+        ("SELECT row_number() OVER w FROM a WINDOW w AS ()", "a", False),
+        ("SELECT mine(x) FROM a", "a", False),
+        ("SELECT unnest(x) FROM a", "a", False),
+        ("SELECT * FROM a WHERE x IN (SELECT 1)", "a", False),
+        ("SELECT * FROM a WHERE x IN (1, 2)", "a", True),
+        ("SELECT * FROM a WHERE EXISTS (SELECT 1)", "a", False),
+        ("SELECT (SELECT 1) FROM a", "a", False),
+        ("SELECT * FROM a UNION ALL SELECT * FROM a", "a", False),
+        ("WITH c AS (SELECT 1) SELECT * FROM a", "a", False),
+        ("SELECT * FROM a, LATERAL (SELECT a.x) q", "a", False),
+        ("SELECT * FROM a(1)", "a", False),
+        ("SELECT now() FROM a", "a", False),
+        ("SELECT random() FROM a", "a", False),
+        ("SELECT FROM", "a", False),
+        ("SELECT * FROM a AS q (x, y)", "a", False),
+    ],
+)
+def test_when_a_union_is_the_answer(sql, tables, union):
+    assert is_union(sql, {name: KEYS[name] for name in tables}) == union
+
+
+@pytest.mark.parametrize(
+    ("sql", "reason"),
+    [
+        ("SELECT ctid::text FROM mg_orders", "system-column"),
+        ("SELECT tableoid::int8 AS t, count(*) FROM mg_parted GROUP BY 1", "system-column"),
+        ("SELECT n FROM mg_kept, (SELECT count(*) FROM mg_orders) q", "materialized-view"),
+        ("SELECT mg_count() AS n FROM mg_orders", "function"),
+        ("SELECT count(*) FROM ONLY mg_parted", "only"),
+        ("SELECT ROW(id, 1) AS r FROM mg_orders ORDER BY id", "column-type"),
+    ],
+)
+def test_what_would_be_wrong_is_refused(sql, reason, four):
+    with pytest.raises(dss.MergeRefusedError, match=reason) as caught:
+        dss.collect(sql, four, merge="global")
+    assert caught.value.reason == reason
+
+
+def test_tables_of_one_name_in_two_schemas(made, servers, four):
+    made.execute(
+        "CREATE SCHEMA mg_other; CREATE TABLE mg_other.mg_kinds (kind text, id int8); "
+        "CREATE TABLE mg_other.mg_orders (id int8)"
+    )
+    made.load("mg_other.mg_orders", [(1,)])
+    dsns = {shard.name: servers.dsns[shard.name] for shard in four.shards}
+    hides = "options='-c search_path=mg_other,public'"
+
+    def refused(sql, sharded, dsns=dsns):
+        with pytest.raises(dss.MergeRefusedError) as caught:
+            dss.collect(sql, dss.Topology.from_dsns(dsns, sharded=sharded), merge="global")
+        return caught.value.reason
+
+    try:
+        sql = "SELECT count(*) FROM public.mg_orders o, mg_other.mg_orders p WHERE o.id = p.id"
+        qualified = {"public.mg_orders": "id"}
+        assert refused(sql, SHARDED) == "ambiguous-name"
+        hiding = {name: f"{dsn} {hides}" for name, dsn in dsns.items()}
+        for text in ("SELECT count(*) FROM mg_orders", "SELECT count(*) FROM mg_big"):
+            assert refused(text, SHARDED, hiding) == "ambiguous-name"
+            plain = dss.Topology.from_dsns(dsns, sharded=qualified)
+            assert dss.collect(text, plain, merge="global").equals(one_database(made, text))
+        assert dss.collect(sql, plain, merge="global").equals(one_database(made, sql))
+        assert refused(sql, qualified, hiding) == "hidden-name"
+        assert refused(sql, {**qualified, "mg_other.mg_orders": "id"}) == "same-name"
+        both = {**qualified, "mg_other.mg_kinds": "id"}
+        assert refused("SELECT count(*) FROM mg_kinds, mg_other.mg_kinds", both) == "hidden-name"
+    finally:
+        made.execute("DROP SCHEMA mg_other CASCADE")
+
+
+def test_parameters_types_and_the_search_path(made, four, servers):
+    sql = "SELECT kind, count(*) AS n, avg(total) AS a FROM mg_orders WHERE total > %(t)s " + (
+        "AND kind <> '100%%' GROUP BY kind ORDER BY kind"
+    )
+    options = {"params": {"t": 250}, "types": {"a": "decimal128(38, 18)"}}
+    found = dss.collect(sql, four, merge="global", **options)
+    assert found.equals(one_database(made, sql, **options))
+    path = "options='-c search_path=mg_space,public'"
+    names = [shard.name for shard in four.shards]
+    topology = dss.Topology.from_dsns(
+        {name: f"{servers.dsns[name]} {path}" for name in names}, sharded=SHARDED
+    )
+    sql = "SELECT count(*), sum(b.weight) FROM mg_bigger b JOIN mg_far USING (id)"
+    made.execute("TRUNCATE mg_space.mg_far")
+    made.load("mg_space.mg_far", [(i, i) for i in range(90)], shard_of=lambda row: row[0] % 4)
+    expected = one_database(
+        made, sql.replace("mg_b", "mg_space.mg_b").replace("mg_f", "mg_space.mg_f")
+    )
+    assert dss.collect(sql, topology, merge="global").equals(expected)
+
+
+@pytest.mark.parametrize("way", ["libpq", "cluster", "processes"])
+def test_other_ways_to_run_it(way, four, made, monkeypatch, request):
+    sql = (
+        "SELECT kind, sum(total) AS s, repeat('x', 300000) AS pad FROM mg_orders GROUP BY kind "
+        "ORDER BY 1"
+    )
+    expected = one_database(made, sql)
+    if way == "libpq":
+        monkeypatch.setattr(Session, "is_plain", False)
+        pools.close_all()
+        request.addfinalizer(pools.close_all)
+        assert dss.collect(sql, four, merge="global").equals(expected)
+    elif way == "processes":
+        assert dss.collect(sql, four, merge="global", scheduler="processes").equals(expected)
+    else:
+        with (
+            LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+            Client(cluster),
+        ):
+            assert dss.collect(sql, four, merge="global").equals(expected)
+
+
+def test_too_much_is_refused_before_and_while_it_is_gathered(four, monkeypatch, servers):
+    sql = "SELECT max(total) AS t, max(kind) AS k FROM mg_orders"
+    with pytest.raises(dss.MergeRefusedError, match=r"about [\d,]+ bytes of mg_orders") as caught:
+        dss.collect(sql, four, merge="global", max_gather_bytes=1000)
+    assert caught.value.reason == "max-gather-bytes"
+    monkeypatch.setattr(merge, "_refuse_too_much", lambda *_: None)
+    with pytest.raises(dss.MergeRefusedError, match="more of mg_orders") as caught:
+        dss.collect(sql, four, merge="global", max_gather_bytes=1000)
+    assert caught.value.reason == "max-gather-bytes"
+    check_left_well(servers)
+    for size in ("1 MiB", 1 << 20):
+        assert len(dss.collect(sql, four, merge="global", max_gather_bytes=size)) == 1
+
+
+def check_left_well(servers):
+    wait_until(lambda: not transactions(servers), 10)
+    for name in servers.dsns:
+        with servers.session(name) as cursor:
+            cursor.execute(
+                "SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+                "WHERE n.nspname LIKE 'pg_temp%'"
+            )
+            assert cursor.fetchone() == (0,)
+
+
+def test_errors_name_the_shard_and_leave_nothing(four, servers):
+    with pytest.raises(dss.QueryError, match="division by zero") as caught:
+        dss.collect("SELECT sum(1 / (id - 5)) AS x FROM mg_orders", four, merge="global")
+    assert caught.value.sqlstate == "22012"
+    assert caught.value.shard in servers.dsns
+    with pytest.raises(dss.QueryError, match="nope") as caught:
+        dss.collect("SELECT sum(nope) FROM mg_orders", four, merge="global")
+    assert caught.value.position == 12
+    check_left_well(servers)
+
+
+@pytest.mark.parametrize("victim", ["source", "target"])
+def test_a_server_that_is_lost_on_the_way(victim, four, servers, monkeypatch):
+    sql = "SELECT max(id) FROM mg_orders"
+    at = merge._spread(four.shards, sql).name
+    lost = []
+    take = PostgreSQLGathering.take
+
+    def end_one(self, source, count):
+        info = source.info if victim == "source" else self._connection.info
+        ports = {name: f"port={info.port} " in f"{dsn} " for name, dsn in servers.dsns.items()}
+        (name,) = [name for name, is_it in ports.items() if is_it]
+        with servers.session(name) as cursor:
+            cursor.execute("SELECT pg_terminate_backend(%s)", (info.backend_pid,))
+        lost.append(name)
+        time.sleep(0.2)
+        take(self, source, count)
+
+    monkeypatch.setattr(PostgreSQLGathering, "take", end_one)
+    with pytest.raises(dss.ConnectionLostError) as caught:
+        dss.collect(sql, four, merge="global")
+    assert caught.value.shard == lost[0]
+    assert (lost[0] == at) == (victim == "target")
+    monkeypatch.undo()
+    check_left_well(servers)
+    assert dss.collect(sql, four, merge="global").to_pylist() == [{"max": 299}]
+
+
+def test_ctrl_c_while_it_gathers(four, servers):
+    with closing(psycopg2.connect(servers.dsns["s2"])) as other:
+        other.cursor().execute("LOCK TABLE mg_items")
+        with (
+            pytest.raises(KeyboardInterrupt),
+            interrupt_when(lambda: len(transactions(servers)) > 0),
+        ):
+            dss.collect("SELECT count(*) FROM mg_items", four, merge="global")
+    check_left_well(servers)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"merge": "all"}, "'global' or 'union' is needed"),
+        ({"merge": "global", "shards": ["s1"]}, "shards says something of single shards"),
+        ({"merge": "global", "shard_column": "shard"}, "shard_column says something"),
+        ({"merge": "global", "partitions_per_shard": 2}, "partitions_per_shard says something"),
+        ({"merge": "global", "max_gather_bytes": "lots"}, "max_gather_bytes must be a size"),
+    ],
+)
+def test_bad_options(options, match, four):
+    with pytest.raises(dss.ConfigurationError, match=match):
+        dss.collect("SELECT 1 AS a", four, **options)
+
+
+def test_the_topology_must_name_what_is_sharded(topology, tmp_path):
+    bare = dss.Topology(topology.shards)
+    with pytest.raises(dss.ConfigurationError, match="which tables are sharded"):
+        dss.collect("SELECT 1 AS a", bare, merge="global")
+    files = {f"s{i}": f"duckdb:///{tmp_path}/{i}.duckdb" for i in (1, 2)}
+    duck = dss.Topology.from_dsns(files, sharded={"t": "id"})
+    with pytest.raises(dss.ConfigurationError, match="'duckdb' cannot answer"):
+        dss.collect("SELECT 1 AS a", duck, merge="global")
