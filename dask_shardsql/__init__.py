@@ -22,6 +22,7 @@ from dask_shardsql.errors import (
     TopologyNotFoundError,
     UnrepresentableValueError,
 )
+from dask_shardsql.explanation import Explanation, explain
 from dask_shardsql.frame.read import read_sharded_sql, read_sharded_table
 from dask_shardsql.progress import ShardEvent, listen
 from dask_shardsql.streaming import stream
@@ -33,6 +34,7 @@ __all__ = [
     "ConnectionFailedError",
     "ConnectionLostError",
     "CredentialError",
+    "Explanation",
     "MergeRefusedError",
     "ParameterError",
     "PoolTimeoutError",
@@ -50,6 +52,7 @@ __all__ = [
     "TopologyNotFoundError",
     "UnrepresentableValueError",
     "collect",
+    "explain",
     "listen",
     "read_sharded_sql",
     "read_sharded_table",

@@ -13,8 +13,8 @@ from dask_shardsql.engine.drivers.base import AskAgain, Columns
 from dask_shardsql.engine.fetch import Answer
 from dask_shardsql.engine.scatter import scatter
 from dask_shardsql.errors import ShardSQLError
-from dask_shardsql.merge import prepare_global, refuse_unknown_merge
-from dask_shardsql.query import AskedQuery, ask, describe, new_query_id
+from dask_shardsql.merge import check_merge, prepare
+from dask_shardsql.query import AskedQuery, ask, new_query_id
 from dask_shardsql.run import runs_here
 from dask_shardsql.split import SplitOptions, split
 from dask_shardsql.topology import Topology
@@ -106,15 +106,8 @@ def collect(
     the concatenation of the shards' answers: an aggregate, ORDER BY, LIMIT or DISTINCT holds
     within each shard, not over all of them. No snapshot spans shards.
     """
-    refuse_unknown_merge(
-        merge,
-        {
-            "shard_column": shard_column,
-            "shards": shards,
-            "partitions_per_shard": partitions_per_shard,
-            "partition_size": partition_size,
-        },
-    )
+    options = SplitOptions(partitions_per_shard, partition_size, partition_by, partition_method)
+    check_merge(merge, options, shards=shards, shard_column=shard_column)
     settings = Settings.current(
         unrepresentable=unrepresentable,
         check_schema=check_schema,
@@ -129,16 +122,11 @@ def collect(
         shards=shards,
         settings=settings,
     )
-    if merge == "global":
-        prepared = prepare_global(asked, settings.max_gather_bytes, scheduler)
-        tables = [table for _, table in read_tables(prepared, None, scheduler)]
-        return pa.concat_tables(tables).replace_schema_metadata()
-    options = SplitOptions(partitions_per_shard, partition_size, partition_by, partition_method)
-    is_simple = not options.is_asked_for and runs_here(scheduler)
+    is_simple = merge == "union" and not options.is_asked_for and runs_here(scheduler)
     table = _scattered(asked) if is_simple else None
     if table is not None:
         return table
-    prepared = describe(asked, scheduler)
+    prepared = prepare(asked, merge, settings.max_gather_bytes, scheduler)
     how = split(prepared, options, scheduler=scheduler)
     tables = [table for _, table in read_tables(prepared, how, scheduler)]
     return pa.concat_tables(tables).replace_schema_metadata()

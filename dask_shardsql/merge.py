@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dask_shardsql.engine.drivers.gathering import Extract, can_gather
@@ -12,14 +12,24 @@ from dask_shardsql.engine.gather import Gather, estimate_shard, survey_shard, to
 from dask_shardsql.errors import ConfigurationError, ShardSQLError
 from dask_shardsql.query import AskedQuery, PreparedQuery, describe
 from dask_shardsql.run import run_tasks
+from dask_shardsql.split import SplitOptions
 
-__all__ = ["MERGES", "prepare_global", "refuse_unknown_merge"]
+__all__ = ["Plan", "check_merge", "plan", "prepare"]
 
 MERGES = ("global", "union")
 
 
-def refuse_unknown_merge(merge: str, options: dict[str, Any]) -> None:
+def check_merge(merge: str, options: SplitOptions, **of_shards: Any) -> None:
     """Refuse a mode that there is none of, and options that do not go with it.
+
+    Parameters
+    ----------
+    merge : str
+        The mode.
+    options : SplitOptions
+        How shards are to be split.
+    **of_shards
+        Other options that say something of single shards.
 
     Raises
     ------
@@ -27,10 +37,10 @@ def refuse_unknown_merge(merge: str, options: dict[str, Any]) -> None:
         That is so.
     """
     if merge not in MERGES:
-        raise ConfigurationError(
-            f"merge is {merge!r}, where {' or '.join(map(repr, MERGES))} is needed"
-        )
-    given = [name for name, value in options.items() if value is not None]
+        needed = " or ".join(map(repr, MERGES))
+        raise ConfigurationError(f"merge is {merge!r}, where {needed} is needed")
+    chosen = {**vars(options), **of_shards}
+    given = [name for name, value in chosen.items() if value is not None]
     if merge == "global" and given:
         raise ConfigurationError(
             f"{given[0]} says something of single shards, and merge='global' gives one answer over "
@@ -38,13 +48,15 @@ def refuse_unknown_merge(merge: str, options: dict[str, Any]) -> None:
         )
 
 
-def prepare_global(asked: AskedQuery, max_gather_bytes: int, scheduler: Any) -> PreparedQuery:
-    """Return the query as one shard is to answer it, with what it gathers for that.
+def prepare(asked: AskedQuery, merge: str, max_gather_bytes: int, scheduler: Any) -> PreparedQuery:
+    """Let the shards describe a query, and return it as it is to be read.
 
     Parameters
     ----------
     asked : AskedQuery
         The query, for all shards.
+    merge : {"union", "global"}
+        What is to be answered.
     max_gather_bytes : int
         How much may be gathered.
     scheduler : str, callable or Client, optional
@@ -59,11 +71,55 @@ def prepare_global(asked: AskedQuery, max_gather_bytes: int, scheduler: Any) -> 
     ShardSQLError
         The shards' own.
     """
+    if merge == "union":
+        return describe(asked, scheduler)
+    found = plan(asked, max_gather_bytes, scheduler)
+    if found.gathered_bytes > max_gather_bytes:
+        about = f"about {found.gathered_bytes:,} bytes"
+        raise too_much(about, max_gather_bytes, [one.table for one in found.extracts])
+    return found.prepared
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a query is to be answered as one database would.
+
+    Parameters
+    ----------
+    strategy : {"direct", "union", "gather"}
+        One shard answers; the shards' answers are the answer; one shard gathers, and answers.
+    reason : str
+        A word for why, which stays the same.
+    prepared : PreparedQuery
+        The query as it is to be read.
+    extracts : tuple of Extract
+        What is gathered.
+    sizes : mapping
+        By shard, about how many bytes of each extract there are.
+    final : str
+        What the shard that gathers then runs.
+    """
+
+    strategy: str
+    reason: str
+    prepared: PreparedQuery
+    extracts: tuple[Extract, ...] = ()
+    sizes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    final: str = ""
+
+    @property
+    def gathered_bytes(self) -> int:
+        """About how many bytes are gathered."""
+        return sum(map(sum, self.sizes.values()))
+
+
+def plan(asked: AskedQuery, max_gather_bytes: int, scheduler: Any) -> Plan:
+    """Find out how a query can be answered as one database would; parameters as of `prepare`."""
     topology, shards, query = asked.topology, asked.shards, asked.query
     can_gather(asked.driver)
     prepared = describe(asked, scheduler)
     if len(shards) == 1:
-        return prepared
+        return Plan("direct", "one-shard", prepared)
     if not topology.sharded:
         raise ConfigurationError(
             "merge='global' needs to know which tables are sharded: name them in the topology, as "
@@ -77,15 +133,16 @@ def prepare_global(asked: AskedQuery, max_gather_bytes: int, scheduler: Any) -> 
         raise survey
     alone = replace(prepared, shards=(at,))
     if not survey.extracts:
-        return alone  # reference tables only: they are whole on every shard
+        return Plan("direct", "reference-tables", alone)
     from dask_shardsql.sql.split import is_union  # sqlglot takes a while
 
     keys = {extract.table: extract.key for extract in survey.extracts}
     if not survey.through_views and is_union(survey.text, keys):
-        return prepared
-    _refuse_too_much(asked, survey.extracts, max_gather_bytes, scheduler)
+        return Plan("union", "row-wise", prepared)
+    sizes = _sizes(asked, survey.extracts, scheduler)
     gather = Gather(shards, topology.sharded, max_gather_bytes)
-    return replace(alone, answer=replace(prepared.answer, gather=gather))
+    gathering = replace(alone, answer=replace(prepared.answer, gather=gather))
+    return Plan("gather", "all-rows", gathering, survey.extracts, sizes, survey.final)
 
 
 def _spread(shards: Sequence[Any], sql: str) -> Any:
@@ -93,21 +150,15 @@ def _spread(shards: Sequence[Any], sql: str) -> Any:
     return shards[zlib.crc32(sql.encode("utf-8")) % len(shards)]
 
 
-def _refuse_too_much(
-    asked: AskedQuery, extracts: Sequence[Extract], most: int, scheduler: Any
-) -> None:
+def _sizes(
+    asked: AskedQuery, extracts: Sequence[Extract], scheduler: Any
+) -> dict[str, Sequence[int]]:
+    """Return about how many bytes each shard has of each extract."""
+    name, query = "estimate-sharded-sql", asked.query
     found = run_tasks(
-        estimate_shard,
-        asked.topology,
-        asked.shards,
-        asked.query,
-        "estimate-sharded-sql",
-        scheduler,
-        extracts,
+        estimate_shard, asked.topology, asked.shards, query, name, scheduler, extracts
     )
     for sizes in found:
         if isinstance(sizes, ShardSQLError):
             raise sizes
-    if (total := sum(map(sum, found))) > most:
-        tables = [extract.table for extract in extracts]
-        raise too_much(f"about {total:,} bytes", most, tables)
+    return dict(zip(asked.shards, found, strict=True))

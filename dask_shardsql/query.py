@@ -23,7 +23,7 @@ from dask_shardsql.run import run_tasks
 from dask_shardsql.sql.types import override_types
 from dask_shardsql.topology import Topology
 
-__all__ = ["AskedQuery", "PreparedQuery", "ask", "describe", "new_query_id", "prepare"]
+__all__ = ["AskedQuery", "PreparedQuery", "ask", "describe", "new_query_id"]
 
 
 @dataclass(frozen=True)
@@ -94,24 +94,6 @@ class PreparedQuery:
     topology: Topology
     shards: tuple[str, ...]
     answer: Answer
-
-
-def prepare(
-    sql: str,
-    topology: Topology | None,
-    params: Sequence[Any] | Mapping[str, Any] | None,
-    *,
-    scheduler: Any = None,
-    **options: Any,
-) -> PreparedQuery:
-    """Check a query as :func:`ask` does, and let the shards describe it as :func:`describe` does.
-
-    Raises
-    ------
-    ShardSQLError
-        The text, the parameters, the topology or the shards' descriptions are not as they must be.
-    """
-    return describe(ask(sql, topology, params, **options), scheduler)
 
 
 def describe(asked: AskedQuery, scheduler: Any = None) -> PreparedQuery:

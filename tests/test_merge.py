@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import html
+import json
 import time
 from contextlib import closing
 
+import pandas as pd
 import psycopg2
 import pytest
 from distributed import Client, LocalCluster
@@ -12,11 +15,9 @@ from sessions import interrupt_when, transactions, wait_until
 
 import dask_shardsql as dss
 from dask_shardsql import merge
-from dask_shardsql.config import Settings
 from dask_shardsql.engine import pools
 from dask_shardsql.engine.drivers.postgresql_gather import PostgreSQLGathering
 from dask_shardsql.engine.drivers.postgresql_libpq import Session
-from dask_shardsql.query import ask
 from dask_shardsql.sql.split import is_union
 
 SHARDED = {"mg_orders": "id", "mg_items": "order_id", "mg_parted": "id", "mg_space.mg_far": "id"}
@@ -194,17 +195,6 @@ def test_it_is_the_answer_of_one_database(sql, sharded, made):
         assert rows_of(found) == rows_of(expected)
 
 
-def way_of(sql, topology, **options):
-    """Return how a query is answered: where, and whether rows are gathered there."""
-    settings = Settings.current()
-    prepared = merge.prepare_global(
-        ask(sql, topology, None, settings=settings, **options), 1 << 30, "threads"
-    )
-    if prepared.answer.gather is not None:
-        return "gather"
-    return "union" if len(prepared.shards) == len(topology.shards) else "direct"
-
-
 @pytest.mark.parametrize(
     ("sql", "way"),
     [
@@ -224,7 +214,7 @@ def way_of(sql, topology, **options):
     ],
 )
 def test_the_cheapest_way_is_taken(sql, way, four, made):
-    assert way_of(sql, four) == way
+    assert dss.explain(sql, four, merge="global").strategy == way
     found, expected = dss.collect(sql, four, merge="global"), one_database(made, sql)
     assert sorted(rows_of(found)) == sorted(rows_of(expected))
 
@@ -359,6 +349,26 @@ def test_parameters_types_and_the_search_path(made, four, servers):
     assert dss.collect(sql, topology, merge="global").equals(expected)
 
 
+@pytest.mark.parametrize("backend", ["pyarrow", "numpy_nullable", "numpy"])
+@pytest.mark.parametrize(
+    "sql", [QUERIES[4], "SELECT * FROM mg_orders WHERE id < 50", "TABLE mg_kinds"]
+)
+def test_as_a_dask_dataframe(sql, backend, four, made):
+    def read(topology, **options):
+        return dss.read_sharded_sql(sql, topology, dtype_backend=backend, **options)
+
+    ddf, expected = read(four, merge="global"), read(made.reference).compute()
+    assert ddf.npartitions == (4 if "WHERE" in sql else 1)
+    pd.testing.assert_series_equal(ddf.dtypes, expected.dtypes)
+    columns = list(expected.columns)[:1]
+    for found in (ddf.compute(), ddf.persist().compute()):
+        pd.testing.assert_frame_equal(
+            found.sort_values(columns, ignore_index=True),
+            expected.sort_values(columns, ignore_index=True),
+        )
+    assert len(ddf) == len(expected)
+
+
 @pytest.mark.parametrize("way", ["libpq", "cluster", "processes"])
 def test_other_ways_to_run_it(way, four, made, monkeypatch, request):
     sql = (
@@ -379,6 +389,9 @@ def test_other_ways_to_run_it(way, four, made, monkeypatch, request):
             Client(cluster),
         ):
             assert dss.collect(sql, four, merge="global").equals(expected)
+            ddf = dss.read_sharded_sql(sql, four, merge="global")
+            assert ddf.compute().kind.dropna().tolist() == ["k0", "k1", "k2", "k3", "k4"]
+            assert int(ddf.s.count().compute()) == 6
 
 
 def test_too_much_is_refused_before_and_while_it_is_gathered(four, monkeypatch, servers):
@@ -386,7 +399,7 @@ def test_too_much_is_refused_before_and_while_it_is_gathered(four, monkeypatch, 
     with pytest.raises(dss.MergeRefusedError, match=r"about [\d,]+ bytes of mg_orders") as caught:
         dss.collect(sql, four, merge="global", max_gather_bytes=1000)
     assert caught.value.reason == "max-gather-bytes"
-    monkeypatch.setattr(merge, "_refuse_too_much", lambda *_: None)
+    monkeypatch.setattr(merge, "_sizes", lambda *_: {})
     with pytest.raises(dss.MergeRefusedError, match="more of mg_orders") as caught:
         dss.collect(sql, four, merge="global", max_gather_bytes=1000)
     assert caught.value.reason == "max-gather-bytes"
@@ -478,3 +491,53 @@ def test_the_topology_must_name_what_is_sharded(topology, tmp_path):
     duck = dss.Topology.from_dsns(files, sharded={"t": "id"})
     with pytest.raises(dss.ConfigurationError, match="'duckdb' cannot answer"):
         dss.collect("SELECT 1 AS a", duck, merge="global")
+
+
+def test_explain_a_query_that_gathers(four):
+    sql = (
+        "SELECT o.kind, sum(i.price) AS p FROM mg_orders o JOIN mg_items i ON i.n = o.id GROUP BY 1"
+    )
+    found = dss.explain(sql, four, merge="global")
+    facts = found.to_dict()
+    assert (found.strategy, found.reason) == ("gather", "all-rows")
+    assert [table["table"] for table in facts["gathered"]] == ["mg_items", "mg_orders"]
+    items, orders = facts["gathered"]
+    assert items["select"] == 'SELECT "n", "price" FROM "public"."mg_items"'
+    assert orders["select"] == 'SELECT "id", "kind" FROM "public"."mg_orders"'
+    assert set(items["bytes"]) == {"s1", "s2", "s3", "s4"}
+    assert all(size > 0 for size in items["bytes"].values())
+    assert facts["shards"] == list(found.shards)
+    assert len(found.shards) == 1
+    assert json.loads(json.dumps(facts)) == facts
+    text, page = str(found), found._repr_html_()
+    for part in ("gather (all-rows)", items["select"], "mg_orders", found.shards[0], "GROUP BY"):
+        assert part in text
+        assert html.escape(part) in page
+    assert "is refused" not in text
+    small = dss.explain(sql, four, merge="global", max_gather_bytes=10)
+    assert "is refused" in str(small)
+    assert small.to_dict()["max_gather_bytes"] == 10
+
+
+def test_explain_others(four, made):
+    union = dss.explain("SELECT id FROM mg_orders WHERE id > %s", four, [5], merge="global")
+    assert (union.strategy, union.reason, len(union.shards)) == ("union", "row-wise", 4)
+    direct = dss.explain("TABLE mg_kinds", four, merge="global")
+    assert (direct.strategy, direct.reason, len(direct.shards)) == ("direct", "reference-tables", 1)
+    alone = dss.explain("SELECT count(*) FROM mg_orders", made.reference, merge="global")
+    assert (alone.strategy, alone.reason) == ("direct", "one-shard")
+    asked = dss.explain("SELECT count(*) FROM mg_orders", four)
+    assert (asked.strategy, asked.reason, asked.to_dict()["gathered"]) == ("union", "asked-for", [])
+    refused = dss.explain("SELECT ctid::text FROM mg_orders", four, merge="global")
+    assert (refused.strategy, refused.reason, refused.shards) == ("refuse", "system-column", ())
+    assert "leave that out" in str(refused)
+    with pytest.raises(dss.QueryError, match="nope"):
+        dss.explain("SELECT nope FROM mg_orders", four, merge="global")
+    with pytest.raises(dss.ConfigurationError, match="is needed"):
+        dss.explain("SELECT 1 AS a", four, merge="both")
+
+
+def test_explain_shows_no_password(four, servers):
+    (password,) = {psycopg2.extensions.parse_dsn(dsn)["password"] for dsn in servers.dsns.values()}
+    found = dss.explain("SELECT count(*) FROM mg_orders", four, merge="global")
+    assert password not in f"{found}{found!r}{found.to_dict()}{found._repr_html_()}"

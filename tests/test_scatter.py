@@ -59,7 +59,7 @@ def shards(servers):
 @pytest.fixture
 def no_tasks(monkeypatch):
     """Fail where tasks are used after all."""
-    monkeypatch.setattr(eager, "describe", None)
+    monkeypatch.setattr(eager, "prepare", None)
 
 
 def outcome(sql, topology, params=None, **options):
@@ -418,8 +418,8 @@ def test_encrypted_sessions_are_read_by_tasks_and_kept(shards, monkeypatch, whic
             connection.__dict__["is_plain"] = connection.info.backend_pid not in hidden
     assert isinstance(connection, Session)
     asked = []
-    describe = eager.describe
-    monkeypatch.setattr(eager, "describe", lambda *a: asked.append(1) or describe(*a))
+    prepare = eager.prepare
+    monkeypatch.setattr(eager, "prepare", lambda *a: asked.append(1) or prepare(*a))
     table = dss.collect(sql, shards)
     assert asked
     assert set(table["p"].to_pylist()) <= set(pids)

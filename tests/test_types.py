@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import dask_shardsql as dss
 from dask_shardsql.config import Settings
 from dask_shardsql.engine.text_values import decode_text
-from dask_shardsql.query import prepare
+from dask_shardsql.query import ask, describe
 from dask_shardsql.sql.types import Column
 
 SCALARS = values.scalar_kinds()
@@ -587,7 +587,7 @@ def test_the_shards_types_are_named_as_the_database_writes_them(one):
         "ARRAY[1.5::numeric(10,2)] AS e, 'x'::char(3) AS f, '{}'::int4multirange AS g, "
         "'{}'::regtype[] AS h, '{}'::box[] AS i, '1 2'::int2vector AS j"
     )
-    columns = prepare(sql, one, None, settings=Settings.current()).answer.columns
+    columns = describe(ask(sql, one, None, settings=Settings.current())).answer.columns
     assert [column.type_name for column in columns] == [
         *("numeric(10,2)", "numeric(5,-2)", "numeric(2,5)", "numeric", "numeric[]", "bpchar"),
         *("int4multirange", "regtype[]", "_box", "int2vector"),

@@ -14,7 +14,8 @@ from dask_shardsql.engine.drivers.base import driver_named
 from dask_shardsql.errors import ConfigurationError
 from dask_shardsql.frame.collection import DataFrame
 from dask_shardsql.frame.expr import ReadShards, Snapshots
-from dask_shardsql.query import prepare
+from dask_shardsql.merge import check_merge, prepare
+from dask_shardsql.query import ask
 from dask_shardsql.split import SplitOptions, split
 from dask_shardsql.topology import Topology
 
@@ -37,6 +38,8 @@ def read_sharded_sql(
     partition_size: str | int | None = None,
     partition_by: str | None = None,
     partition_method: str | None = None,
+    merge: str = "union",
+    max_gather_bytes: str | int | None = None,
     scheduler: Any = None,
 ) -> dd.DataFrame:
     """Read one query from every shard as a lazy dask DataFrame, by default one partition a shard.
@@ -78,6 +81,13 @@ def read_sharded_sql(
     partition_method : {"range", "hash"}, optional
         Cut by ranges between percentiles of the column, by default, or by its hash. Ranges of an
         indexed column spare the server from reading all rows for each slice.
+    merge : {"union", "global"}, default "union"
+        Whether to read what the shards answer, one behind the other, or what one database that
+        holds all their rows would answer: see :func:`collect`. That is one partition, but where
+        the union is that answer.
+    max_gather_bytes : str or int, optional
+        With ``merge="global"``: how much may be brought together on one shard
+        (``shardsql.max-gather-bytes``).
     scheduler : str, callable or Client, optional
         Where the description runs, as in ``dask.compute``.
 
@@ -94,7 +104,9 @@ def read_sharded_sql(
         A server refused the query: once, with its message, SQLSTATE and position. Or the query
         chooses some of its rows (LIMIT, FETCH, DISTINCT ON), and is to be split.
     ConfigurationError
-        Options that do not fit each other, or a driver that cannot split.
+        Options that do not fit each other, or a driver that cannot split, or gather.
+    MergeRefusedError
+        With ``merge="global"``: the query cannot be answered so.
     SnapshotLostError
         When computed: a shard's snapshot ended before all its slices were read.
     SchemaMismatchError
@@ -136,6 +148,8 @@ def read_sharded_sql(
         partition_size=partition_size,
         partition_by=partition_by,
         partition_method=partition_method,
+        merge=merge,
+        max_gather_bytes=max_gather_bytes,
         scheduler=scheduler,
     )
 
@@ -234,14 +248,20 @@ def _read(
     partition_size: str | int | None = None,
     partition_by: str | None = None,
     partition_method: str | None = None,
+    merge: str = "union",
+    max_gather_bytes: str | int | None = None,
     scheduler: Any = None,
 ) -> dd.DataFrame:
     """Read a query; `table` is the quoted name of the one table that it reads whole."""
     options = SplitOptions(partitions_per_shard, partition_size, partition_by, partition_method)
+    check_merge(merge, options, shards=shards, shard_column=shard_column)
     settings = Settings.current(
-        dtype_backend=dtype_backend, unrepresentable=unrepresentable, check_schema=check_schema
+        dtype_backend=dtype_backend,
+        unrepresentable=unrepresentable,
+        check_schema=check_schema,
+        max_gather_bytes=max_gather_bytes,
     )
-    prepared = prepare(
+    asked = ask(
         sql,
         topology,
         params,
@@ -250,8 +270,8 @@ def _read(
         shards=shards,
         settings=settings,
         find_not_null=settings.dtype_backend == "numpy",
-        scheduler=scheduler,
     )
+    prepared = prepare(asked, merge, settings.max_gather_bytes, scheduler)
     ref = registry.register(prepared.topology)
     answer, token = prepared.answer, uuid.uuid4().hex
     if snapshot is not None:

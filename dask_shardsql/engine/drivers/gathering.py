@@ -50,11 +50,14 @@ class Survey:
         Nothing where it reads reference tables only.
     through_views : bool
         Whether some of it is read through a view.
+    final : str
+        What is run over all that is gathered.
     """
 
     text: str
     extracts: tuple[Extract, ...]
     through_views: bool
+    final: str = ""
 
 
 class TargetFailedError(Exception):

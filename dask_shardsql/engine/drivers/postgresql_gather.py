@@ -114,7 +114,7 @@ class PostgreSQLGathering:
         self._extracts = tuple(
             self._extract(relation, shard_keys[oid]) for oid, relation in self._gathered.items()
         )
-        return Survey(text, self._extracts, through_views=bool(self._views))
+        return Survey(text, self._extracts, bool(self._views), self._text)
 
     def prepare(self) -> None:
         """Make the temporary tables and views, and put this shard's own rows into them."""
