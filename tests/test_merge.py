@@ -41,6 +41,9 @@ CREATE VIEW mg_space.mg_bigger AS SELECT id, weight, total FROM mg_big WHERE wei
 CREATE VIEW mg_heavy AS SELECT * FROM mg_kinds WHERE weight > 2;
 CREATE MATERIALIZED VIEW mg_kept AS SELECT count(*) AS n FROM mg_orders;
 CREATE FUNCTION mg_count() RETURNS int8 LANGUAGE sql STABLE AS 'SELECT count(*) FROM mg_orders';
+CREATE FUNCTION mg_atomic() RETURNS int8 LANGUAGE sql STABLE
+    BEGIN ATOMIC SELECT count(*) FROM mg_big; END;
+CREATE VIEW mg_hidden AS SELECT mg_count() AS n;
 CREATE FUNCTION mg_twice(x numeric) RETURNS numeric LANGUAGE sql IMMUTABLE AS 'SELECT 2 * x';
 """
 ORDERS = [
@@ -285,7 +288,11 @@ def test_when_a_union_is_the_answer(sql, tables, union):
         ("SELECT ctid::text FROM mg_orders", "system-column"),
         ("SELECT tableoid::int8 AS t, count(*) FROM mg_parted GROUP BY 1", "system-column"),
         ("SELECT n FROM mg_kept, (SELECT count(*) FROM mg_orders) q", "materialized-view"),
+        ("SELECT n FROM mg_kept", "materialized-view"),
         ("SELECT mg_count() AS n FROM mg_orders", "function"),
+        ("SELECT mg_count() AS n", "function"),
+        ("SELECT mg_atomic() AS n", "function"),
+        ("SELECT n FROM mg_hidden", "function"),
         ("SELECT count(*) FROM ONLY mg_parted", "only"),
         ("SELECT ROW(id, 1) AS r FROM mg_orders ORDER BY id", "column-type"),
     ],
@@ -294,6 +301,27 @@ def test_what_would_be_wrong_is_refused(sql, reason, four):
     with pytest.raises(dss.MergeRefusedError, match=reason) as caught:
         dss.collect(sql, four, merge="global")
     assert caught.value.reason == reason
+
+
+def test_columns_of_other_types_are_not_converted(four, servers):
+    sql = "SELECT count(total) FROM mg_orders"
+    other = "s1" if merge._spread(four.shards, sql).name != "s1" else "s2"
+    with closing(psycopg2.connect(servers.dsns[other])) as connection:
+        connection.autocommit = True
+        cursor = connection.cursor()
+        cursor.execute("ALTER TABLE mg_items ADD spare numeric(12,2)")
+        try:
+            others = [name for name in servers.dsns if name != other]
+            for name in [*others, "reference"]:
+                with servers.connect(name) as one, one.cursor() as single:
+                    single.execute("ALTER TABLE mg_items ADD spare numeric(12,4)")
+            sql = sql.replace("mg_orders", "mg_items").replace("total", "spare")
+            with pytest.raises(dss.SchemaMismatchError, match="here, and numeric") as caught:
+                dss.collect(sql, four, merge="global")
+            assert caught.value.shard in servers.dsns
+        finally:
+            servers.execute("ALTER TABLE mg_items DROP spare")
+    check_left_well(servers)
 
 
 def test_tables_of_one_name_in_two_schemas(made, servers, four):

@@ -29,6 +29,10 @@ class Extract:
         Where the driver's own database takes them.
     in_text : bool
         Whether they travel in their text form.
+    full_name : str
+        The table's name with its schema, quoted.
+    types : tuple
+        For each column its name and the driver's own description of its type.
     """
 
     table: str
@@ -36,6 +40,8 @@ class Extract:
     select: str
     into: str
     in_text: bool = False
+    full_name: str = ""
+    types: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,11 @@ SELECT k.conrelid::int8, k.conkey FROM used JOIN pg_catalog.pg_constraint k
 FUNCTIONS = (
     _USED
     + """
-SELECT p.proname, p.prosrc FROM used JOIN pg_catalog.pg_proc p
+SELECT p.proname, p.prosrc, (
+    SELECT pg_catalog.array_agg(d.refobjid::int8) FROM pg_catalog.pg_depend d
+    WHERE d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND d.objid = p.oid
+        AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass)
+FROM used JOIN pg_catalog.pg_proc p
     ON used.kind = 'pg_catalog.pg_proc'::pg_catalog.regclass AND p.oid = used.oid
 JOIN pg_catalog.pg_language l ON l.oid = p.prolang AND l.lanname NOT IN ('internal', 'c')"""
 )
@@ -85,11 +89,12 @@ NAMESAKES = """
 SELECT n.nspname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relname = %(name)s AND c.relkind IN ('r', 'p', 'f', 'v', 'm')
     AND n.nspname NOT LIKE 'pg\\_%%' AND n.nspname <> 'information_schema' ORDER BY 1"""
-# the binary form of some types holds an oid, which is another one in each database
+# by number and name: whether it must travel as text (the binary form of some types holds an oid,
+# which is another one in each database), its type to compare, and to show
 COLUMNS = """
 WITH RECURSIVE typed(number, name, oid) AS (
     SELECT a.attnum, a.attname, a.atttypid FROM pg_catalog.pg_attribute a
-    WHERE a.attrelid = %(table)s AND a.attnum > 0 AND NOT a.attisdropped
+    WHERE a.attrelid = %(table)s::pg_catalog.regclass AND a.attnum > 0 AND NOT a.attisdropped
     UNION
     SELECT typed.number, typed.name, t.typbasetype
     FROM typed JOIN pg_catalog.pg_type t ON t.oid = typed.oid AND t.typtype = 'd'
@@ -97,7 +102,13 @@ WITH RECURSIVE typed(number, name, oid) AS (
 SELECT typed.number, typed.name, bool_or(
     t.typtype = 'c' OR t.typname LIKE 'reg%%' OR t.typname IN ('record', '_record')
     OR (t.typlen = -1 AND t.typelem <> 0 AND (t.typelem >= 16384 OR EXISTS (
-        SELECT FROM pg_catalog.pg_type e WHERE e.oid = t.typelem AND e.typname LIKE 'reg%%'))))
+        SELECT FROM pg_catalog.pg_type e WHERE e.oid = t.typelem AND e.typname LIKE 'reg%%')))), (
+    SELECT pg_catalog.format('%%s.%%s %%s', n.nspname, t.typname, a.atttypmod)
+    FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+    JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+    WHERE a.attrelid = %(table)s::pg_catalog.regclass AND a.attnum = typed.number), (
+    SELECT pg_catalog.format_type(a.atttypid, a.atttypmod) FROM pg_catalog.pg_attribute a
+    WHERE a.attrelid = %(table)s::pg_catalog.regclass AND a.attnum = typed.number)
 FROM typed JOIN pg_catalog.pg_type t ON t.oid = typed.oid
 GROUP BY 1, 2 ORDER BY 1"""
 

@@ -37,7 +37,7 @@ from dask_shardsql.engine.drivers.postgresql_params import merge_params, read_st
 from dask_shardsql.engine.drivers.postgresql_pipe import pipe_copy
 from dask_shardsql.engine.drivers.postgresql_script import RESET, Script, pins
 from dask_shardsql.engine.drivers.rows import double_quoted
-from dask_shardsql.errors import MergeRefusedError
+from dask_shardsql.errors import MergeRefusedError, SchemaMismatchError
 from dask_shardsql.sql.statement import words_of
 from dask_shardsql.topology import ShardedTable
 
@@ -104,9 +104,10 @@ class PostgreSQLGathering:
         shard_keys = self._keys_of_sharded_tables()
         self._refuse_ambiguous_names({relation.name for relation in relations.values()})
         self._gathered = {oid: one for oid, one in relations.items() if oid in shard_keys}
+        self._refuse_hidden_reads(relations, set(shard_keys))
         if not self._gathered:
             return Survey(text, (), through_views=False)
-        self._refuse_what_is_known_to_differ(relations)
+        self._refuse_what_is_known_to_differ()
         self._find_views(relations)
         self._write_down()
         keys = self._rows(KEYS, view=f"pg_temp.{_VIEW}")
@@ -132,6 +133,7 @@ class PostgreSQLGathering:
         cursor = source.cursor()
         cursor.execute("; ".join((_BEGIN + " ONLY", *pins(self._query))))
         for part in self._extracts:
+            _refuse_other_types(cursor, part)
             form = "text" if part.in_text else "binary"
             copy_out = f"COPY ({part.select}) TO STDOUT (FORMAT {form})"
             copy_in = f"COPY pg_temp.{part.into} FROM STDIN (FORMAT {form})"
@@ -142,7 +144,7 @@ class PostgreSQLGathering:
         """Run the query over what was gathered; the transaction then ends."""
         by_oid = dict(zip(self._gathered, self._extracts, strict=True))
         for oid, numbers in self._keys.items():
-            named = {number: name for number, name, _ in self._rows(COLUMNS, table=oid)}
+            named = {number: name for number, name, *_ in self._rows(COLUMNS, table=oid)}
             key = ", ".join(double_quoted(named[number]) for number in numbers)
             self._run(f"ALTER TABLE pg_temp.{by_oid[oid].into} ADD PRIMARY KEY ({key})")
         for view, definition in self._views:
@@ -209,7 +211,26 @@ class PostgreSQLGathering:
                     f"sharded, as in {schemas[0]}.{table.name}",
                 )
 
-    def _refuse_what_is_known_to_differ(self, relations: dict[int, Relation]) -> None:
+    def _refuse_hidden_reads(self, relations: dict[int, Relation], sharded: set[int]) -> None:
+        """Refuse what reads a shard's own slice where no table of the query shows it."""
+        for function, source, reads in self._rows(FUNCTIONS, view=f"pg_temp.{_VIEW}"):
+            words = {word.lower() for word in re.findall(r"\w+", source)}
+            names = [table.name for table in self._sharded if _last_of(table.name) in words]
+            if names or any(self._reads(oid, sharded) for oid in reads or ()):
+                raise MergeRefusedError(
+                    "function",
+                    f"it calls the function {function!r}, which reads a sharded table and would "
+                    "see one shard's rows of it: write what it does into the query",
+                )
+        for view in relations.values():
+            if view.kind == "m" and self._reads(view.oid, sharded):
+                raise MergeRefusedError(
+                    "materialized-view",
+                    f"materialized view {view.name!r} holds what its own shard's slice was when it "
+                    "was refreshed: read the tables it is made of",
+                )
+
+    def _refuse_what_is_known_to_differ(self) -> None:
         ((has_whole_rows, has_system_columns),) = self._rows(RULES, view=f"pg_temp.{_VIEW}")
         if has_system_columns:
             raise MergeRefusedError(
@@ -227,32 +248,16 @@ class PostgreSQLGathering:
             )
         if has_whole_rows:  # whose columns the server does not list
             self._gathered = {
-                oid: one._replace(columns=tuple(n for n, _, _ in self._rows(COLUMNS, table=oid)))
+                oid: one._replace(columns=[row[0] for row in self._rows(COLUMNS, table=oid)])
                 for oid, one in self._gathered.items()
             }
-        for function, source in self._rows(FUNCTIONS, view=f"pg_temp.{_VIEW}"):
-            words = {word.lower() for word in re.findall(r"\w+", source)}
-            if named := [table for table in self._sharded if _last_of(table.name) in words]:
-                raise MergeRefusedError(
-                    "function",
-                    f"it calls the function {function!r}, which names the sharded table "
-                    f"{named[0].name!r} and would see one shard's rows of it: write what it does "
-                    "into the query",
-                )
-        kept = [r for r in relations.values() if r.kind == "m" and self._reads(r.oid)]
-        if kept:
-            raise MergeRefusedError(
-                "materialized-view",
-                f"materialized view {kept[0].name!r} holds what its own shard's slice was when it "
-                "was refreshed: read the tables it is made of",
-            )
 
-    def _reads(self, oid: int) -> bool:
-        """Whether a view is made of a sharded table, through others too."""
+    def _reads(self, oid: int, sharded: set[int]) -> bool:
+        """Whether it is a sharded table, or a view that is made of one, through others too."""
         seen, left = set(), [oid]
         while left:
             one = left.pop()
-            if one in self._gathered:
+            if one in sharded:
                 return True
             if one not in seen:
                 seen.add(one)
@@ -261,7 +266,11 @@ class PostgreSQLGathering:
 
     def _find_views(self, relations: dict[int, Relation]) -> None:
         """Keep the definitions of views over sharded tables, each behind those that it reads."""
-        views = {r.oid: r for r in relations.values() if r.kind == "v" and self._reads(r.oid)}
+        views = {
+            r.oid: r
+            for r in relations.values()
+            if r.kind == "v" and self._reads(r.oid, {*self._gathered})
+        }
         schemas = {r.schema for r in (*self._gathered.values(), *views.values())}
         # the server then writes their names without a schema, so that pg_temp has its say
         path = ", ".join(map(double_quoted, sorted(schemas)))
@@ -302,10 +311,12 @@ class PostgreSQLGathering:
         columns = self._rows(COLUMNS, table=relation.oid)
         wanted = set(relation.columns) | set(self._keys.get(relation.oid, ()))
         chosen = [one for one in columns if one[0] in wanted] or columns[:1]
-        names = ", ".join(double_quoted(name) for _, name, _ in chosen)
+        names = ", ".join(double_quoted(name) for _, name, *_ in chosen)
         select = f"SELECT {names} FROM {relation.full_name}"
-        in_text = any(needs_text for _, _, needs_text in chosen)
-        return Extract(relation.name, key, select, double_quoted(relation.name), in_text)
+        in_text = any(needs_text for _, _, needs_text, *_ in chosen)
+        into = double_quoted(relation.name)
+        types = tuple((name, *of_type) for _, name, _, *of_type in chosen)
+        return Extract(relation.name, key, select, into, in_text, relation.full_name, types)
 
     def _check_final_text(self) -> None:
         """Make sure that what will run reads no slice of its own."""
@@ -318,6 +329,18 @@ class PostgreSQLGathering:
                 f"it reads {left[0].full_name}, which another table of that name hides: rename one",
             )
         self._run(f"DROP VIEW pg_temp.{_FINAL}")
+
+
+def _refuse_other_types(cursor: Any, extract: Extract) -> None:
+    """Refuse to copy from a table whose columns are of other types, which might be converted."""
+    cursor.execute(COLUMNS, {"table": extract.full_name})
+    found = {name: of_type for _, name, _, *of_type in cursor.fetchall()}
+    for name, wanted, shown in extract.types:
+        if found[name][0] != wanted:
+            raise SchemaMismatchError(
+                f"column {name!r} of {extract.full_name} is {found[name][1]} here, and {shown} on "
+                "the shard that gathers: its values would be converted. Alter the tables to agree"
+            )
 
 
 def _last_of(name: str) -> str:
