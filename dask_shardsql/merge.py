@@ -17,6 +17,9 @@ from dask_shardsql.split import SplitOptions
 __all__ = ["Plan", "check_merge", "plan", "prepare"]
 
 MERGES = ("global", "union")
+# types whose equal values are the same bytes; not text, whose collation decides
+_INTEGERS = {"pg_catalog.int2", "pg_catalog.int4", "pg_catalog.int8"}
+_IDENTICAL = {"pg_catalog.uuid", "pg_catalog.date", "pg_catalog.timestamp"}
 
 
 def check_merge(merge: str, options: SplitOptions, **of_shards: Any) -> None:
@@ -137,12 +140,22 @@ def plan(asked: AskedQuery, max_gather_bytes: int, scheduler: Any) -> Plan:
     from dask_shardsql.sql.split import is_union  # sqlglot takes a while
 
     keys = {extract.table: extract.key for extract in survey.extracts}
-    if not survey.through_views and is_union(survey.text, keys):
+    if survey.may_be_union and _are_alike(survey.extracts) and is_union(survey.text, keys):
         return Plan("union", "row-wise", prepared)
     sizes = _sizes(asked, survey.extracts, scheduler)
     gather = Gather(shards, topology.sharded, max_gather_bytes)
     gathering = replace(alone, answer=replace(prepared.answer, gather=gather))
     return Plan("gather", "all-rows", gathering, survey.extracts, sizes, survey.final)
+
+
+def _are_alike(extracts: Sequence[Extract]) -> bool:
+    """Whether equal shard keys are the same value, so that their rows are on one shard."""
+    if len(extracts) == 1:
+        return True
+    kinds = {
+        kind.partition(" ")[0] for one in extracts for name, kind, _ in one.types if name == one.key
+    }
+    return kinds <= _INTEGERS or (len(kinds) == 1 and kinds <= _IDENTICAL)
 
 
 def _spread(shards: Sequence[Any], sql: str) -> Any:

@@ -303,6 +303,112 @@ def test_what_would_be_wrong_is_refused(sql, reason, four):
     assert caught.value.reason == reason
 
 
+HIDING = """
+CREATE TABLE mh_main (id int8 PRIMARY KEY, at timestamptz, v int4);
+CREATE TABLE mh_other (id int8, v int4);
+CREATE TABLE mh_plain (k text, r regclass, a aclitem);
+CREATE VIEW mh_view AS SELECT * FROM mh_main WHERE v > 2;
+CREATE FUNCTION mh_by_view() RETURNS int8 LANGUAGE sql STABLE AS 'SELECT count(*) FROM mh_view';
+CREATE FUNCTION mh_outer() RETURNS int8 LANGUAGE plpgsql STABLE AS 'BEGIN RETURN mh_by_view(); END';
+CREATE FUNCTION mh_lies() RETURNS int8 LANGUAGE sql IMMUTABLE AS 'SELECT count(*) FROM mh_main';
+CREATE FUNCTION mh_step(s int8, x int8) RETURNS int8 LANGUAGE sql STABLE
+    AS 'SELECT s + x + (SELECT count(*) FROM mh_main)';
+CREATE AGGREGATE mh_agg(int8) (SFUNC = mh_step, STYPE = int8, INITCOND = '0');
+CREATE OPERATOR <+> (LEFTARG = int8, RIGHTARG = int8, FUNCTION = mh_step);
+CREATE FUNCTION mh_check(x int8) RETURNS bool LANGUAGE sql STABLE
+    AS 'SELECT x <= (SELECT count(*) FROM mh_main)';
+CREATE DOMAIN mh_domain AS int8 CHECK (mh_check(VALUE));
+CREATE FUNCTION mh_add(s int8, x timestamptz) RETURNS int8 LANGUAGE sql IMMUTABLE AS 'SELECT s + 1';
+CREATE AGGREGATE length(timestamptz) (SFUNC = mh_add, STYPE = int8, INITCOND = '0');
+CREATE TABLE mh_parent (id int8);
+CREATE TABLE mh_child () INHERITS (mh_parent);
+CREATE TABLE mh_regs (id int8, r regclass, a aclitem);
+CREATE TABLE mh_guarded (id int8, who text);
+CREATE TABLE mh_char (k char(5), v int4);
+CREATE TABLE mh_varchar (k varchar, v int4);
+"""
+HIDING_KEYS = {
+    **{f"mh_{name}": "id" for name in ("main", "other", "child", "regs", "guarded")},
+    "mh_char": "k",
+    "mh_varchar": "k",
+}
+
+
+@pytest.fixture(scope="module")
+def hiding(made):
+    made.execute(HIDING)
+    rows = [(i, "2024-01-01", i % 5) for i in range(20)]
+    made.load("mh_main", rows, shard_of=lambda row: row[0] % 2)
+    made.load("mh_other", [(i, i) for i in range(20)], shard_of=lambda row: row[0] % 2)
+    made.load("mh_char", [("a", 1)], shard_of=lambda row: 0)
+    made.load("mh_varchar", [("a", 1), ("a    ", 2)], shard_of=lambda row: 1)
+    dsns = {name: made.dsns[name] for name in ("s1", "s2")}
+    return dss.Topology.from_dsns(dsns, sharded=HIDING_KEYS)
+
+
+@pytest.mark.parametrize(
+    ("sql", "reason"),
+    [
+        ("SELECT mh_by_view() AS n", "function"),
+        ("SELECT mh_outer() AS n, count(*) AS c FROM mh_other", "function"),
+        ("SELECT mh_lies() AS n", "function"),
+        ("SELECT mh_agg(id) AS n FROM mh_other", "function"),
+        ("SELECT sum(id <+> 1::int8) AS n FROM mh_other", "function"),
+        ("SELECT (4::int8)::mh_domain AS n", "function"),
+        ("SELECT to_json(json_populate_record(null::mh_main, '{}'))::text AS n", "function"),
+        ("SELECT count(*) FROM mh_parent", "parent-table"),
+        ("SELECT r::text AS r, count(*) AS c FROM mh_regs GROUP BY 1", "column-type"),
+    ],
+)
+def test_what_hides_a_sharded_table_is_refused(sql, reason, hiding):
+    with pytest.raises(dss.MergeRefusedError) as caught:
+        dss.collect(sql, hiding, merge="global")
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT length(at) AS n FROM mh_main",
+        "SELECT a.v, b.v AS w FROM mh_char a JOIN mh_varchar b ON a.k = b.k",
+        "SELECT a.v FROM mh_main a JOIN mh_other b ON a.id = b.id",
+        "SELECT count(a) AS n FROM mh_regs",
+        "SELECT count(*) AS n FROM mh_view",
+        "SELECT count(*) AS n FROM mh_other",
+    ],
+)
+def test_what_is_easily_taken_for_a_union(sql, hiding, made):
+    found, expected = dss.collect(sql, hiding, merge="global"), one_database(made, sql)
+    assert found.schema.equals(expected.schema)
+    assert sorted(rows_of(found)) == sorted(rows_of(expected))
+    front = "options='-c search_path=public,pg_temp'"
+    dsns = {shard.name: f"{made.dsns[shard.name]} {front}" for shard in hiding.shards}
+    behind = dss.Topology.from_dsns(dsns, sharded=HIDING_KEYS)
+    assert sorted(rows_of(dss.collect(sql, behind, merge="global"))) == sorted(rows_of(expected))
+
+
+@pytest.mark.parametrize("name", ["mh_typo", "MH_MAIN", "nowhere.mh_main"])
+def test_a_sharded_table_that_is_not_there_is_an_error(name, hiding):
+    topology = dss.Topology(hiding.shards, (dss.ShardedTable(name, "id"),))
+    with pytest.raises(dss.MergeRefusedError, match="unknown-table"):
+        dss.collect("SELECT count(*) FROM mh_main", topology, merge="global")
+
+
+def test_row_security_is_refused(hiding, made, servers):
+    made.execute(
+        "ALTER TABLE mh_guarded ENABLE ROW LEVEL SECURITY; "
+        "CREATE POLICY mh_own ON mh_guarded USING (who = current_user); "
+        "CREATE ROLE mh_bob LOGIN PASSWORD 'mh_bob'; GRANT SELECT ON mh_guarded TO mh_bob; "
+        "GRANT TEMPORARY ON DATABASE postgres TO mh_bob"
+    )
+    sql = "SELECT count(*) FROM mh_guarded"
+    assert dss.collect(sql, hiding, merge="global").equals(one_database(made, sql))
+    dsns = {n: f"{servers.dsns[n]} user=mh_bob password=mh_bob" for n in ("s1", "s2")}
+    bob = dss.Topology.from_dsns(dsns, sharded={"mh_guarded": "id"})
+    with pytest.raises(dss.MergeRefusedError, match="row-security"):
+        dss.collect(sql, bob, merge="global")
+
+
 def test_columns_of_other_types_are_not_converted(four, servers):
     sql = "SELECT count(total) FROM mg_orders"
     other = "s1" if merge._spread(four.shards, sql).name != "s1" else "s2"

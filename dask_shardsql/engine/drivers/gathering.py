@@ -54,15 +54,16 @@ class Survey:
         The query, with its parameters merged into it.
     extracts : tuple of Extract
         Nothing where it reads reference tables only.
-    through_views : bool
-        Whether some of it is read through a view.
+    may_be_union : bool
+        Whether, as far as the server knows, each row may stand for itself: the query reads no view
+        of a sharded table, has no aggregate or window, and calls no function of the user's.
     final : str
         What is run over all that is gathered.
     """
 
     text: str
     extracts: tuple[Extract, ...]
-    through_views: bool
+    may_be_union: bool
     final: str = ""
 
 

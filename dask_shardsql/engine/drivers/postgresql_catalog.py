@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from dask_shardsql.engine.drivers.gathering import Extract
 from dask_shardsql.engine.drivers.rows import double_quoted
+from dask_shardsql.errors import SchemaMismatchError
 
 __all__ = [
+    "BEHIND",
     "COLUMNS",
     "FAMILY",
-    "FUNCTIONS",
+    "GUARDED",
     "KEYS",
     "NAMESAKES",
+    "PARENTS",
     "READ_BY",
     "RELATIONS",
     "RULES",
     "Relation",
+    "refuse_other_types",
 ]
 
 # what a view reads, through the views in it: relations, their columns, constraints, functions
@@ -52,22 +57,39 @@ KEYS = (
 SELECT k.conrelid::int8, k.conkey FROM used JOIN pg_catalog.pg_constraint k
     ON used.kind = 'pg_catalog.pg_constraint'::pg_catalog.regclass AND k.oid = used.oid"""
 )
-FUNCTIONS = (
+# functions and relations behind it: of functions themselves, aggregates, operators, domains, types
+BEHIND = (
     _USED
-    + """
-SELECT p.proname, p.prosrc, (
-    SELECT pg_catalog.array_agg(d.refobjid::int8) FROM pg_catalog.pg_depend d
-    WHERE d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass AND d.objid = p.oid
-        AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass)
-FROM used JOIN pg_catalog.pg_proc p
-    ON used.kind = 'pg_catalog.pg_proc'::pg_catalog.regclass AND p.oid = used.oid
-JOIN pg_catalog.pg_language l ON l.oid = p.prolang AND l.lanname NOT IN ('internal', 'c')"""
+    + """, behind(kind, oid) AS (
+    SELECT kind, oid FROM used WHERE kind IN (
+        'pg_catalog.pg_proc'::pg_catalog.regclass, 'pg_catalog.pg_operator'::pg_catalog.regclass,
+        'pg_catalog.pg_type'::pg_catalog.regclass, 'pg_catalog.pg_cast'::pg_catalog.regclass)
+    UNION
+    SELECT next.kind, next.oid FROM behind, LATERAL (
+        SELECT d.refclassid, d.refobjid FROM pg_catalog.pg_depend d
+        WHERE d.classid = behind.kind AND d.objid = behind.oid
+            AND behind.kind <> 'pg_catalog.pg_class'::pg_catalog.regclass
+        UNION ALL
+        SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass, k.oid
+        FROM pg_catalog.pg_constraint k WHERE k.contypid = behind.oid
+            AND behind.kind = 'pg_catalog.pg_type'::pg_catalog.regclass
+    ) AS next(kind, oid)
+)
+SELECT NULL::text, NULL::text, true, behind.oid::int8 FROM behind
+WHERE behind.kind = 'pg_catalog.pg_class'::pg_catalog.regclass
+UNION ALL
+SELECT p.proname, p.prosrc,
+    p.provolatile = 'i' OR l.lanname IN ('internal', 'c') OR p.prokind = 'a', NULL
+FROM behind JOIN pg_catalog.pg_proc p
+    ON behind.kind = 'pg_catalog.pg_proc'::pg_catalog.regclass AND p.oid = behind.oid
+JOIN pg_catalog.pg_language l ON l.oid = p.prolang"""
 )
 RULES = (
     _USED
     + """
 SELECT bool_or(r.ev_action::text LIKE '%%:varattno 0 %%'),
-    bool_or(r.ev_action::text LIKE '%%:varattno -%%')
+    bool_or(r.ev_action::text LIKE '%%:varattno -%%'),
+    bool_or(r.ev_action::text ~ ':has(Aggs|WindowFuncs|TargetSRFs) true')
 FROM pg_catalog.pg_rewrite r WHERE r.ev_class = %(view)s::pg_catalog.regclass OR r.ev_class IN (
     SELECT used.oid FROM used JOIN pg_catalog.pg_class v ON v.oid = used.oid AND v.relkind = 'v'
     WHERE used.kind = 'pg_catalog.pg_class'::pg_catalog.regclass)"""
@@ -85,12 +107,23 @@ WITH RECURSIVE family(oid) AS (
     SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN family ON i.inhparent = family.oid
 )
 SELECT oid::int8 FROM family WHERE oid IS NOT NULL"""
+PARENTS = """
+WITH RECURSIVE parent(oid) AS (
+    SELECT unnest(%(tables)s::int8[])::pg_catalog.oid
+    UNION
+    SELECT i.inhparent FROM pg_catalog.pg_inherits i JOIN parent ON i.inhrelid = parent.oid
+)
+SELECT oid::int8 FROM parent"""
+GUARDED = """
+SELECT c.relname FROM pg_catalog.pg_class c
+WHERE c.oid = ANY(%(tables)s::int8[]::pg_catalog.oid[]) AND pg_catalog.row_security_active(c.oid)"""
 NAMESAKES = """
 SELECT n.nspname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relname = %(name)s AND c.relkind IN ('r', 'p', 'f', 'v', 'm')
     AND n.nspname NOT LIKE 'pg\\_%%' AND n.nspname <> 'information_schema' ORDER BY 1"""
 # by number and name: whether it must travel as text (the binary form of some types holds an oid,
-# which is another one in each database), its type to compare, and to show
+# which is another one in each database), whether it names an object of the database itself, its
+# type to compare, and to show
 COLUMNS = """
 WITH RECURSIVE typed(number, name, oid) AS (
     SELECT a.attnum, a.attname, a.atttypid FROM pg_catalog.pg_attribute a
@@ -100,9 +133,10 @@ WITH RECURSIVE typed(number, name, oid) AS (
     FROM typed JOIN pg_catalog.pg_type t ON t.oid = typed.oid AND t.typtype = 'd'
 )
 SELECT typed.number, typed.name, bool_or(
-    t.typtype = 'c' OR t.typname LIKE 'reg%%' OR t.typname IN ('record', '_record')
+    t.typtype = 'c' OR t.typsend = 0 OR t.typreceive = 0 OR t.typname IN ('record', '_record')
     OR (t.typlen = -1 AND t.typelem <> 0 AND (t.typelem >= 16384 OR EXISTS (
-        SELECT FROM pg_catalog.pg_type e WHERE e.oid = t.typelem AND e.typname LIKE 'reg%%')))), (
+        SELECT FROM pg_catalog.pg_type e WHERE e.oid = t.typelem AND e.typsend = 0)))), bool_or(
+    (t.typname ~ '^_?reg' AND t.oid < 16384)), (
     SELECT pg_catalog.format('%%s.%%s %%s', n.nspname, t.typname, a.atttypmod)
     FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
     JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
@@ -127,3 +161,15 @@ class Relation(NamedTuple):
     def full_name(self) -> str:
         """The name, quoted, with its schema."""
         return f"{double_quoted(self.schema)}.{double_quoted(self.name)}"
+
+
+def refuse_other_types(cursor: Any, extract: Extract) -> None:
+    """Refuse to copy from a table whose columns are of other types, which might be converted."""
+    cursor.execute(COLUMNS, {"table": extract.full_name})
+    found = {name: of_type for _, name, _, _, *of_type in cursor.fetchall()}
+    for name, wanted, shown in extract.types:
+        if found[name][0] != wanted:
+            raise SchemaMismatchError(
+                f"column {name!r} of {extract.full_name} is {found[name][1]} here, and {shown} on "
+                "the shard that gathers: its values would be converted. Alter the tables to agree"
+            )

@@ -13,7 +13,6 @@ Only statements of ours run while the transaction may write; it is read-only bef
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -23,21 +22,24 @@ import psycopg2
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
 from dask_shardsql.engine.drivers.gathering import Extract, Survey
 from dask_shardsql.engine.drivers.postgresql_catalog import (
+    BEHIND,
     COLUMNS,
     FAMILY,
-    FUNCTIONS,
+    GUARDED,
     KEYS,
     NAMESAKES,
+    PARENTS,
     READ_BY,
     RELATIONS,
     RULES,
     Relation,
+    refuse_other_types,
 )
 from dask_shardsql.engine.drivers.postgresql_params import merge_params, read_strings_as_standard
 from dask_shardsql.engine.drivers.postgresql_pipe import pipe_copy
 from dask_shardsql.engine.drivers.postgresql_script import RESET, Script, pins
 from dask_shardsql.engine.drivers.rows import double_quoted
-from dask_shardsql.errors import MergeRefusedError, SchemaMismatchError
+from dask_shardsql.errors import MergeRefusedError
 from dask_shardsql.sql.statement import words_of
 from dask_shardsql.topology import ShardedTable
 
@@ -88,6 +90,7 @@ class PostgreSQLGathering:
         self._extracts: tuple[Extract, ...] = ()
         self._keys: dict[int, tuple[int, ...]] = {}
         self._text = ""
+        self._calls_functions = self._is_of_many_rows = False
 
     def survey(self) -> Survey:
         """Begin, and return what is needed of the sharded tables.
@@ -106,8 +109,8 @@ class PostgreSQLGathering:
         self._gathered = {oid: one for oid, one in relations.items() if oid in shard_keys}
         self._refuse_hidden_reads(relations, set(shard_keys))
         if not self._gathered:
-            return Survey(text, (), through_views=False)
-        self._refuse_what_is_known_to_differ()
+            return Survey(text, (), may_be_union=False)
+        self._refuse_what_is_known_to_differ(relations)
         self._find_views(relations)
         self._write_down()
         keys = self._rows(KEYS, view=f"pg_temp.{_VIEW}")
@@ -115,7 +118,8 @@ class PostgreSQLGathering:
         self._extracts = tuple(
             self._extract(relation, shard_keys[oid]) for oid, relation in self._gathered.items()
         )
-        return Survey(text, self._extracts, bool(self._views), self._text)
+        is_simple = not (self._views or self._calls_functions or self._is_of_many_rows)
+        return Survey(text, self._extracts, is_simple, self._text)
 
     def prepare(self) -> None:
         """Make the temporary tables and views, and put this shard's own rows into them."""
@@ -133,7 +137,7 @@ class PostgreSQLGathering:
         cursor = source.cursor()
         cursor.execute("; ".join((_BEGIN + " ONLY", *pins(self._query))))
         for part in self._extracts:
-            _refuse_other_types(cursor, part)
+            refuse_other_types(cursor, part)
             form = "text" if part.in_text else "binary"
             copy_out = f"COPY ({part.select}) TO STDOUT (FORMAT {form})"
             copy_in = f"COPY pg_temp.{part.into} FROM STDIN (FORMAT {form})"
@@ -159,7 +163,8 @@ class PostgreSQLGathering:
         if self._connection.closed:
             return
         try:
-            self._run("ROLLBACK" + RESET)
+            # a cursor of its own, as errors of the other one are still to be told
+            self._connection.cursor().execute("ROLLBACK" + RESET)
         except psycopg2.Error:
             with suppress(psycopg2.Error):
                 self._connection.close()
@@ -195,7 +200,15 @@ class PostgreSQLGathering:
         found: dict[int, str] = {}
         for table in self._sharded:
             name = ".".join(map(double_quoted, table.name.split(".", 1)))
-            found |= {oid: table.key for (oid,) in self._rows(FAMILY, name=name)}
+            family = self._rows(FAMILY, name=name)
+            if not family:
+                raise MergeRefusedError(
+                    "unknown-table",
+                    f"the topology's sharded table {table.name!r} is not to be found: write it as "
+                    "the database has it, upper and lower case too, and with its schema if that is "
+                    "not in the search_path",
+                )
+            found |= {oid: table.key for (oid,) in family}
         return found
 
     def _refuse_ambiguous_names(self, read: set[str]) -> None:
@@ -213,15 +226,39 @@ class PostgreSQLGathering:
 
     def _refuse_hidden_reads(self, relations: dict[int, Relation], sharded: set[int]) -> None:
         """Refuse what reads a shard's own slice where no table of the query shows it."""
-        for function, source, reads in self._rows(FUNCTIONS, view=f"pg_temp.{_VIEW}"):
-            words = {word.lower() for word in re.findall(r"\w+", source)}
-            names = [table.name for table in self._sharded if _last_of(table.name) in words]
-            if names or any(self._reads(oid, sharded) for oid in reads or ()):
+        names = [_last_of(table.name) for table in self._sharded]
+        for function, source, is_harmless, oid in self._rows(BEHIND, view=f"pg_temp.{_VIEW}"):
+            if oid is not None and self._reads(oid, sharded):
                 raise MergeRefusedError(
                     "function",
-                    f"it calls the function {function!r}, which reads a sharded table and would "
-                    "see one shard's rows of it: write what it does into the query",
+                    "it uses a function, an operator or a row type that is made of a sharded "
+                    "table, which has one shard's rows and all its columns: write what it does "
+                    "into the query",
                 )
+            if function is None:
+                continue
+            self._calls_functions = True
+            if not is_harmless or any(name in source.lower() for name in names):
+                raise MergeRefusedError(
+                    "function",
+                    f"it calls the function {function!r}, which may read a sharded table and would "
+                    "see one shard's rows of it: write what it does into the query, or declare it "
+                    "IMMUTABLE if it reads no table",
+                )
+        parents = {oid for (oid,) in self._rows(PARENTS, tables=list(sharded))} - sharded
+        for relation in relations.values():
+            if relation.oid in parents:
+                raise MergeRefusedError(
+                    "parent-table",
+                    f"{relation.full_name} has parts that are sharded tables, and is none itself: "
+                    "name it in the topology instead of them",
+                )
+        if guarded := self._rows(GUARDED, tables=[oid for oid in relations if oid in sharded]):
+            raise MergeRefusedError(
+                "row-security",
+                f"policies decide which rows of {guarded[0][0]!r} the login may see, and they may "
+                "depend on who reads, and on other rows",
+            )
         for view in relations.values():
             if view.kind == "m" and self._reads(view.oid, sharded):
                 raise MergeRefusedError(
@@ -230,21 +267,27 @@ class PostgreSQLGathering:
                     "was refreshed: read the tables it is made of",
                 )
 
-    def _refuse_what_is_known_to_differ(self) -> None:
-        ((has_whole_rows, has_system_columns),) = self._rows(RULES, view=f"pg_temp.{_VIEW}")
+    def _is_gathered(self, oid: int) -> bool:
+        return self._reads(oid, {*self._gathered})
+
+    def _refuse_what_is_known_to_differ(self, relations: dict[int, Relation]) -> None:
+        ((has_whole_rows, has_system_columns, self._is_of_many_rows),) = self._rows(
+            RULES, view=f"pg_temp.{_VIEW}"
+        )
         if has_system_columns:
             raise MergeRefusedError(
                 "system-column",
                 "it reads a system column (ctid, tableoid, xmin, ...), which says where a row is "
                 "stored on its shard: leave that out",
             )
-        names = [relation.name for relation in self._gathered.values()]
+        names = [r.name for r in self._gathered.values()]
+        names += [r.name for r in relations.values() if r.kind == "v" and self._is_gathered(r.oid)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise MergeRefusedError(
                 "same-name",
-                f"it reads several sharded tables named {', '.join(map(repr, twice))}, of which "
-                "only one can be gathered at a time",
+                f"it reads several sharded tables, or views of them, named "
+                f"{', '.join(map(repr, twice))}, of which only one can be gathered at a time",
             )
         if has_whole_rows:  # whose columns the server does not list
             self._gathered = {
@@ -266,20 +309,17 @@ class PostgreSQLGathering:
 
     def _find_views(self, relations: dict[int, Relation]) -> None:
         """Keep the definitions of views over sharded tables, each behind those that it reads."""
-        views = {
-            r.oid: r
-            for r in relations.values()
-            if r.kind == "v" and self._reads(r.oid, {*self._gathered})
-        }
+        views = {r.oid: r for r in relations.values() if r.kind == "v" and self._is_gathered(r.oid)}
         schemas = {r.schema for r in (*self._gathered.values(), *views.values())}
         # the server then writes their names without a schema, so that pg_temp has its say
         path = ", ".join(map(double_quoted, sorted(schemas)))
         ((current,),) = self._rows("SELECT current_setting('search_path')")
         ((in_front,),) = self._rows("SELECT current_schemas(false)")
         behind = ", ".join(map(double_quoted, sorted(schemas - set(in_front))))
-        if behind:
-            path = f"{current}, {behind}" if current.strip() else behind
-            self._rows("SELECT set_config('search_path', %(path)s, true)", path=path)
+        # wherever pg_temp stands in it: it is to come first
+        front = [one for one in current.split(",") if one.strip() not in ("", "pg_temp")]
+        path = ", ".join([*front, behind] if behind else front)
+        self._rows("SELECT set_config('search_path', %(path)s, true)", path=path)
         needs = {
             oid: {found for (found,) in self._rows(READ_BY, view=oid)} & set(views) for oid in views
         }
@@ -310,12 +350,19 @@ class PostgreSQLGathering:
     def _extract(self, relation: Relation, key: str) -> Extract:
         columns = self._rows(COLUMNS, table=relation.oid)
         wanted = set(relation.columns) | set(self._keys.get(relation.oid, ()))
-        chosen = [one for one in columns if one[0] in wanted] or columns[:1]
+        chosen = [one for one in columns if one[0] in wanted]
+        chosen = chosen or [one for one in columns if one[1] == key] or columns[:1]
+        if any(is_a_name for _, _, _, is_a_name, *_ in chosen):
+            raise MergeRefusedError(
+                "column-type",
+                f"a column of {relation.full_name} names objects of its own database (regclass and "
+                "the like): leave it out, or cast it to text on each shard",
+            )
         names = ", ".join(double_quoted(name) for _, name, *_ in chosen)
         select = f"SELECT {names} FROM {relation.full_name}"
         in_text = any(needs_text for _, _, needs_text, *_ in chosen)
         into = double_quoted(relation.name)
-        types = tuple((name, *of_type) for _, name, _, *of_type in chosen)
+        types = tuple((name, *of_type) for _, name, _, _, *of_type in chosen)
         return Extract(relation.name, key, select, into, in_text, relation.full_name, types)
 
     def _check_final_text(self) -> None:
@@ -329,18 +376,6 @@ class PostgreSQLGathering:
                 f"it reads {left[0].full_name}, which another table of that name hides: rename one",
             )
         self._run(f"DROP VIEW pg_temp.{_FINAL}")
-
-
-def _refuse_other_types(cursor: Any, extract: Extract) -> None:
-    """Refuse to copy from a table whose columns are of other types, which might be converted."""
-    cursor.execute(COLUMNS, {"table": extract.full_name})
-    found = {name: of_type for _, name, _, *of_type in cursor.fetchall()}
-    for name, wanted, shown in extract.types:
-        if found[name][0] != wanted:
-            raise SchemaMismatchError(
-                f"column {name!r} of {extract.full_name} is {found[name][1]} here, and {shown} on "
-                "the shard that gathers: its values would be converted. Alter the tables to agree"
-            )
 
 
 def _last_of(name: str) -> str:
