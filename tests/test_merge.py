@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import html
 import json
+import sys
 import time
+from collections import Counter
 from contextlib import closing
+from pathlib import Path
 
 import pandas as pd
 import psycopg2
 import pytest
+import values
 from distributed import Client, LocalCluster
 from sessions import interrupt_when, transactions, wait_until
 
@@ -675,3 +679,14 @@ def test_explain_shows_no_password(four, servers):
     (password,) = {psycopg2.extensions.parse_dsn(dsn)["password"] for dsn in servers.dsns.values()}
     found = dss.explain("SELECT count(*) FROM mg_orders", four, merge="global")
     assert password not in f"{found}{found!r}{found.to_dict()}{found._repr_html_()}"
+
+
+def test_random_queries_are_answered_as_by_one_database(servers):
+    sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
+    try:
+        import merge as fuzz
+    finally:
+        sys.path.pop(0)
+    fuzz.load(servers)
+    ways = Counter(fuzz.run(seed, servers) for seed in range(3 * values.EXAMPLES))
+    assert ways["gather"] > 10
