@@ -10,7 +10,7 @@ from dask_shardsql.engine.drivers.base import Columns, Driver, OnBatch, Query
 from dask_shardsql.errors import ConfigurationError
 from dask_shardsql.topology import ShardedTable
 
-__all__ = ["Extract", "Gathering", "GatheringDriver", "TargetFailedError", "can_gather"]
+__all__ = ["Extract", "Gathering", "GatheringDriver", "Survey", "TargetFailedError", "can_gather"]
 
 
 @dataclass(frozen=True)

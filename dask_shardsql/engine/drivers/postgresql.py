@@ -15,15 +15,15 @@ from typing import Any
 import psycopg2
 
 from dask_shardsql.config import Settings
-from dask_shardsql.engine.drivers import postgresql_copy, postgresql_gather, postgresql_slices
+from dask_shardsql.engine.drivers import postgresql_copy, postgresql_slices
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
 from dask_shardsql.engine.drivers.gathering import Extract
-from dask_shardsql.engine.drivers.postgresql_copy import in_own_text, runner
+from dask_shardsql.engine.drivers.postgresql_copy import end_transaction, in_own_text, runner
 from dask_shardsql.engine.drivers.postgresql_gather import PostgreSQLGathering
 from dask_shardsql.engine.drivers.postgresql_libpq import Session
 from dask_shardsql.engine.drivers.postgresql_params import merge_params, read_strings_as_standard
-from dask_shardsql.engine.drivers.postgresql_script import RESET, Script, begin, pins
-from dask_shardsql.engine.drivers.postgresql_slices import BEGIN_HOLDING
+from dask_shardsql.engine.drivers.postgresql_script import Script, begin, pins
+from dask_shardsql.engine.drivers.postgresql_slices import BEGIN_HOLDING, planned_bytes
 from dask_shardsql.engine.drivers.postgresql_stage import PostgreSQLStage
 from dask_shardsql.engine.drivers.postgresql_wire import ServerError
 from dask_shardsql.engine.drivers.rows import double_quoted
@@ -89,7 +89,7 @@ class PostgreSQLDriver:
             try:
                 return postgresql_copy.describe(cursor, query)[0].columns
             finally:
-                self._end(connection, "ROLLBACK")
+                end_transaction(connection, "ROLLBACK")
 
     def read(
         self,
@@ -97,18 +97,9 @@ class PostgreSQLDriver:
         query: Query,
         resolve: Callable[[Columns], Columns],
         on_batch: OnBatch,
-    ) -> None:
-        """Describe and read the answer in one transaction."""
-        self._read(connection, query, resolve, on_batch)
-
-    def _read(
-        self,
-        connection: Any,
-        query: Query,
-        resolve: Callable[[Columns], Columns],
-        on_batch: OnBatch,
         script: Script | None = None,
     ) -> None:
+        """Describe and read the answer in one transaction."""
         if (stage := self.stage(connection, query, script)) is not None:
             try:
                 stage.request(resolve(stage.describe()), on_batch)
@@ -120,9 +111,9 @@ class PostgreSQLDriver:
             with connection.cursor() as cursor:
                 postgresql_copy.read(cursor, query, resolve, on_batch, _refused, script)
         except BaseException:
-            self._end(connection, "ROLLBACK")
+            end_transaction(connection, "ROLLBACK")
             raise
-        self._end(connection, "COMMIT")
+        end_transaction(connection, "COMMIT")
 
     def script(self, connection: Any, query: Query) -> Script:
         """Return what is to be sent: parameters are quoted alike for all connections."""
@@ -177,16 +168,6 @@ class PostgreSQLDriver:
             return _refused(*in_own_text(said, sent.decode("utf-8", "replace")))
         return _refused(said, None)
 
-    def _end(self, connection: Any, command: str) -> None:
-        """End the transaction; close the connection if it cannot even do that."""
-        if connection.closed:
-            return
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute(command + RESET)
-        except psycopg2.Error:
-            self.close(connection)
-
     def measure(self, connection: Any, query: Query, slicing: Slicing) -> int:
         """Return about how many bytes there are to read, from the catalog or the planner."""
         with connection.cursor() as cursor:
@@ -196,7 +177,7 @@ class PostgreSQLDriver:
                 cursor.execute("; ".join(begin(query)))
                 return postgresql_slices.measure(runner(cursor), text, slicing)
             finally:
-                self._end(connection, "ROLLBACK")
+                end_transaction(connection, "ROLLBACK")
 
     def hold(
         self, connection: Any, query: Query, slicing: Slicing, slices: int
@@ -224,7 +205,7 @@ class PostgreSQLDriver:
         plain = replace(query, find_not_null=False)  # a temporary table guarantees nothing
 
         def read(script: Script, resolve: Callable[[Columns], Columns], on_batch: OnBatch) -> None:
-            self._read(connection, plain, resolve, on_batch, script)
+            self.read(connection, plain, resolve, on_batch, script)
 
         return PostgreSQLGathering(connection, plain, sharded, read)
 
@@ -233,9 +214,9 @@ class PostgreSQLDriver:
         with connection.cursor() as cursor:
             try:
                 cursor.execute("; ".join(begin(query)))
-                return postgresql_gather.estimate(cursor, extracts)
+                return [planned_bytes(runner(cursor), one.select) for one in extracts]
             finally:
-                self._end(connection, "ROLLBACK")
+                end_transaction(connection, "ROLLBACK")
 
     def snapshot_is_lost(self, connection: Any, snapshot: str) -> bool:
         """Whether the snapshot cannot be imported."""
@@ -245,7 +226,7 @@ class PostgreSQLDriver:
             except psycopg2.Error:
                 return True
             finally:
-                self._end(connection, "ROLLBACK")
+                end_transaction(connection, "ROLLBACK")
         return False
 
 

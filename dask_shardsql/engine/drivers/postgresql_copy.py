@@ -22,7 +22,7 @@ from dask_shardsql.engine.copy_kernel.layout import Status
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
 from dask_shardsql.engine.drivers.postgresql_libpq import CopyOut
 from dask_shardsql.engine.drivers.postgresql_params import merge_params, read_strings_as_standard
-from dask_shardsql.engine.drivers.postgresql_script import Script, begin
+from dask_shardsql.engine.drivers.postgresql_script import RESET, Script, begin
 from dask_shardsql.engine.drivers.postgresql_types import (
     Described,
     columns_of,
@@ -37,7 +37,7 @@ from dask_shardsql.engine.drivers.postgresql_wire import (
 )
 from dask_shardsql.errors import ColumnError, ConnectionLostError, ShardSQLError
 
-__all__ = ["describe", "describing", "in_own_text", "read", "runner"]
+__all__ = ["describe", "describing", "end_transaction", "in_own_text", "read", "runner"]
 
 _DESCRIBE, _DESCRIBE_END = "SELECT * FROM (\n", "\n) AS dask_shardsql LIMIT 0"
 _COPY_START, _COPY_END = "(\n", "\n)"
@@ -124,6 +124,19 @@ def _take_from_libpq(
 def _take_from_psycopg2(cursor: Any, copy: str, decoder: CopyDecoder, query: Query) -> None:
     with io.BufferedWriter(CopyFile(decoder), _BUFFER_BYTES) as buffer:
         cursor.copy_expert(copy, buffer)
+
+
+def end_transaction(connection: Any, command: str) -> None:
+    """End the transaction and reset the session; close it if it cannot even do that."""
+    if connection.closed:
+        return
+    try:
+        # a cursor of its own, as an error of another one may still be to be told
+        with connection.cursor() as cursor:
+            cursor.execute(command + RESET)
+    except psycopg2.Error:
+        with suppress(psycopg2.Error):
+            connection.close()
 
 
 def describing(text: str) -> str:

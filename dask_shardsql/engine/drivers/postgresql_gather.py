@@ -12,9 +12,7 @@ Only statements of ours run while the transaction may write; it is read-only bef
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 import psycopg2
@@ -35,6 +33,7 @@ from dask_shardsql.engine.drivers.postgresql_catalog import (
     Relation,
     refuse_other_types,
 )
+from dask_shardsql.engine.drivers.postgresql_copy import end_transaction
 from dask_shardsql.engine.drivers.postgresql_params import merge_params, read_strings_as_standard
 from dask_shardsql.engine.drivers.postgresql_pipe import pipe_copy
 from dask_shardsql.engine.drivers.postgresql_script import RESET, Script, pins
@@ -43,7 +42,7 @@ from dask_shardsql.errors import MergeRefusedError
 from dask_shardsql.sql.statement import words_of
 from dask_shardsql.topology import ShardedTable
 
-__all__ = ["PostgreSQLGathering", "estimate"]
+__all__ = ["PostgreSQLGathering"]
 
 _BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ"
 _VIEW, _FINAL = "dask_shardsql_query", "dask_shardsql_final"
@@ -110,8 +109,9 @@ class PostgreSQLGathering:
         self._refuse_hidden_reads(relations, set(shard_keys))
         if not self._gathered:
             return Survey(text, (), may_be_union=False)
-        self._refuse_what_is_known_to_differ(relations)
-        self._find_views(relations)
+        views = {r.oid: r for r in relations.values() if r.kind == "v" and self._is_gathered(r.oid)}
+        self._refuse_what_is_known_to_differ(views)
+        self._find_views(views)
         self._write_down()
         keys = self._rows(KEYS, view=f"pg_temp.{_VIEW}")
         self._keys = {oid: tuple(columns) for oid, columns in keys if oid in self._gathered}
@@ -160,14 +160,7 @@ class PostgreSQLGathering:
 
     def abandon(self) -> None:
         """End the transaction, or close the connection."""
-        if self._connection.closed:
-            return
-        try:
-            # a cursor of its own, as errors of the other one are still to be told
-            self._connection.cursor().execute("ROLLBACK" + RESET)
-        except psycopg2.Error:
-            with suppress(psycopg2.Error):
-                self._connection.close()
+        end_transaction(self._connection, "ROLLBACK")
 
     def _begin(self, text: str) -> None:
         """Begin the transaction, and make a view of the query."""
@@ -270,7 +263,7 @@ class PostgreSQLGathering:
     def _is_gathered(self, oid: int) -> bool:
         return self._reads(oid, {*self._gathered})
 
-    def _refuse_what_is_known_to_differ(self, relations: dict[int, Relation]) -> None:
+    def _refuse_what_is_known_to_differ(self, views: dict[int, Relation]) -> None:
         ((has_whole_rows, has_system_columns, self._is_of_many_rows),) = self._rows(
             RULES, view=f"pg_temp.{_VIEW}"
         )
@@ -280,8 +273,7 @@ class PostgreSQLGathering:
                 "it reads a system column (ctid, tableoid, xmin, ...), which says where a row is "
                 "stored on its shard: leave that out",
             )
-        names = [r.name for r in self._gathered.values()]
-        names += [r.name for r in relations.values() if r.kind == "v" and self._is_gathered(r.oid)]
+        names = [relation.name for relation in (*self._gathered.values(), *views.values())]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise MergeRefusedError(
@@ -307,12 +299,10 @@ class PostgreSQLGathering:
                 left += [found for (found,) in self._rows(READ_BY, view=one)]
         return False
 
-    def _find_views(self, relations: dict[int, Relation]) -> None:
+    def _find_views(self, views: dict[int, Relation]) -> None:
         """Keep the definitions of views over sharded tables, each behind those that it reads."""
-        views = {r.oid: r for r in relations.values() if r.kind == "v" and self._is_gathered(r.oid)}
         schemas = {r.schema for r in (*self._gathered.values(), *views.values())}
         # the server then writes their names without a schema, so that pg_temp has its say
-        path = ", ".join(map(double_quoted, sorted(schemas)))
         ((current,),) = self._rows("SELECT current_setting('search_path')")
         ((in_front,),) = self._rows("SELECT current_schemas(false)")
         behind = ", ".join(map(double_quoted, sorted(schemas - set(in_front))))
@@ -380,14 +370,3 @@ class PostgreSQLGathering:
 
 def _last_of(name: str) -> str:
     return name.rpartition(".")[2].lower()
-
-
-def estimate(cursor: Any, extracts: Sequence[Extract]) -> list[int]:
-    """Return about how many bytes each part has on this shard, by its planner."""
-    sizes = []
-    for part in extracts:
-        cursor.execute(f"EXPLAIN (FORMAT JSON) {part.select}")
-        ((plan,),) = cursor.fetchall()
-        top = (json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]
-        sizes.append(int(top["Plan Rows"]) * int(top["Plan Width"]))
-    return sizes

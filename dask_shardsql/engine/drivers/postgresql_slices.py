@@ -19,7 +19,7 @@ from dask_shardsql.engine.drivers.slicing import Part, Slicing
 from dask_shardsql.errors import ColumnError, ConfigurationError, QueryError
 from dask_shardsql.sql.statement import words_of
 
-__all__ = ["BEGIN_HOLDING", "SLICE_SETTINGS", "cut", "hold", "measure"]
+__all__ = ["BEGIN_HOLDING", "SLICE_SETTINGS", "cut", "hold", "measure", "planned_bytes"]
 
 Run = Callable[[str], Sequence[Sequence[Any]]]
 
@@ -79,6 +79,11 @@ def measure(run: Run, text: str, slicing: Slicing) -> int:
                 _refuse_without_ctid(name, kind)
         if all(kind in _WITH_CTID for _, kind, _, _ in tables):
             return sum(nbytes for _, _, _, nbytes in tables)
+    return planned_bytes(run, text)
+
+
+def planned_bytes(run: Run, text: str) -> int:
+    """Return about how many bytes a query gives, as the planner sees it."""
     ((plan,),) = run(f"EXPLAIN (FORMAT JSON) {text}")
     top = (json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]
     return int(top["Plan Rows"]) * int(top["Plan Width"])
