@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from watched_memory import WatchedMemory
 
 from dask_shardsql import ColumnError, ConnectionLostError, UnrepresentableValueError
-from dask_shardsql.engine import copy_arena
+from dask_shardsql.engine import copy_arena, copy_binary
 from dask_shardsql.engine.copy_binary import CopyFile
 from dask_shardsql.engine.copy_kernel.layout import Status
 
@@ -382,3 +382,17 @@ def test_a_closed_socket_is_told_from_one_that_says_nothing():
         assert decoder.receive(ours.fileno()) == Status.WAITING
         theirs.close()
         assert decoder.receive(ours.fileno()) == Status.CLOSED
+
+
+def test_a_header_that_promises_much_takes_no_memory_before_it_comes(monkeypatch):
+    """Found by the fuzzer: 1.8 GB were made ready for what nobody had sent."""
+    sizes = []
+    grow = copy_binary.CopyDecoder._grow_source
+    monkeypatch.setattr(
+        copy_binary.CopyDecoder, "_grow_source", lambda self, n: sizes.append(n) or grow(self, n)
+    )
+    promise = HEADER[:15] + b"kkkk"
+    for how in (decode, take):
+        with pytest.raises(ConnectionLostError):
+            how(INT4, [promise, b"x" * 100])
+    assert max(sizes, default=0) < 1 << 20

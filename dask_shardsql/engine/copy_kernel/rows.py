@@ -276,8 +276,6 @@ def pump_copy(copy, wait, source, size, info, plan, columns, arena):
         end = _to_front(source, info)
         if item(info, INFO.STARTED) == 2 and end > 0:
             return Status.MALFORMED
-        if item(info, INFO.AMOUNT) > size:
-            return Status.NEED
         filled = 0
         while True:
             length = item(info, INFO.HELD_LENGTH)
