@@ -19,6 +19,7 @@ __all__ = ["Explanation", "explain"]
 _MEANINGS = {
     "direct": "one shard answers",
     "union": "the answers of the shards, one behind the other",
+    "merge": "one shard merges what each answers to a part of it",
     "gather": "one shard gathers what is needed of the others' rows, and answers",
     "refuse": "there is no answer",
 }
@@ -34,7 +35,7 @@ class Explanation:
         The query.
     merge : {"union", "global"}
         What was asked for.
-    strategy : {"direct", "union", "gather", "refuse"}
+    strategy : {"direct", "union", "merge", "gather", "refuse"}
         How it would be answered.
     reason : str
         A word for why, which stays the same: see the README.
@@ -92,7 +93,9 @@ class Explanation:
             lines.append(("on", ", ".join(self.shards)))
         for table in self.gathered:
             sizes = ", ".join(f"{shard} {size:,}" for shard, size in table["bytes"].items())
-            lines.append(("gathers", f"{table['select']}{indent}about bytes: {sizes}"))
+            select = table["select"].strip().replace("\n", indent)
+            name = "gathers" if self.strategy == "gather" else "each"
+            lines.append((name, f"{select}{indent}about bytes: {sizes}"))
         if self.gathered:
             total = f"{self.gathered_bytes:,} bytes of {self.max_gather_bytes:,} (max_gather_bytes)"
             is_too_much = self.gathered_bytes > self.max_gather_bytes

@@ -17,9 +17,6 @@ from dask_shardsql.split import SplitOptions
 __all__ = ["Plan", "check_merge", "plan", "prepare"]
 
 MERGES = ("global", "union")
-# types whose equal values are the same bytes; not text, whose collation decides
-_INTEGERS = {"pg_catalog.int2", "pg_catalog.int4", "pg_catalog.int8"}
-_IDENTICAL = {"pg_catalog.uuid", "pg_catalog.date", "pg_catalog.timestamp"}
 
 
 def check_merge(merge: str, options: SplitOptions, **of_shards: Any) -> None:
@@ -89,8 +86,9 @@ class Plan:
 
     Parameters
     ----------
-    strategy : {"direct", "union", "gather"}
-        One shard answers; the shards' answers are the answer; one shard gathers, and answers.
+    strategy : {"direct", "union", "merge", "gather"}
+        One shard answers; the shards' answers are the answer; one shard merges what the others
+        answer to parts of the query; one shard gathers their rows.
     reason : str
         A word for why, which stays the same.
     prepared : PreparedQuery
@@ -137,25 +135,19 @@ def plan(asked: AskedQuery, max_gather_bytes: int, scheduler: Any) -> Plan:
     alone = replace(prepared, shards=(at,))
     if not survey.extracts:
         return Plan("direct", "reference-tables", alone)
-    from dask_shardsql.sql.split import is_union  # sqlglot takes a while
-
-    keys = {extract.table: extract.key for extract in survey.extracts}
-    if survey.may_be_union and _are_alike(survey.extracts) and is_union(survey.text, keys):
-        return Plan("union", "row-wise", prepared)
-    sizes = _sizes(asked, survey.extracts, scheduler)
-    gather = Gather(shards, topology.sharded, max_gather_bytes)
+    split = survey.split
+    if split is not None and split.strategy == "union":
+        if split.reason != "row-wise":
+            _sizes(asked, split.tables, scheduler)  # which compares the shard keys
+        return Plan("union", split.reason, prepared)
+    extracts, final, strategy, reason = survey.extracts, survey.final, "gather", "all-rows"
+    if split is not None:
+        extracts, final = split.extracts, split.final
+        strategy, reason = split.strategy, split.reason
+    sizes = _sizes(asked, extracts, scheduler)
+    gather = Gather(shards, topology.sharded, max_gather_bytes, split)
     gathering = replace(alone, answer=replace(prepared.answer, gather=gather))
-    return Plan("gather", "all-rows", gathering, survey.extracts, sizes, survey.final)
-
-
-def _are_alike(extracts: Sequence[Extract]) -> bool:
-    """Whether equal shard keys are the same value, so that their rows are on one shard."""
-    if len(extracts) == 1:
-        return True
-    kinds = {
-        kind.partition(" ")[0] for one in extracts for name, kind, _ in one.types if name == one.key
-    }
-    return kinds <= _INTEGERS or (len(kinds) == 1 and kinds <= _IDENTICAL)
+    return Plan(strategy, reason, gathering, extracts, sizes, final)
 
 
 def _spread(shards: Sequence[Any], sql: str) -> Any:
@@ -166,7 +158,7 @@ def _spread(shards: Sequence[Any], sql: str) -> Any:
 def _sizes(
     asked: AskedQuery, extracts: Sequence[Extract], scheduler: Any
 ) -> dict[str, Sequence[int]]:
-    """Return about how many bytes each shard has of each extract."""
+    """Return about how many bytes each shard has of each extract, if its columns are the same."""
     name, query = "estimate-sharded-sql", asked.query
     found = run_tasks(
         estimate_shard, asked.topology, asked.shards, query, name, scheduler, extracts

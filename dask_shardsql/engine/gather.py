@@ -6,14 +6,18 @@ runs in, in the servers' own form; nothing here looks into them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 from dask_shardsql.engine.cancel import refuse_if_cancelled
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
 from dask_shardsql.engine.drivers.gathering import (
     Extract,
+    Sending,
+    Split,
+    Splitting,
     Survey,
     TargetFailedError,
     can_gather,
@@ -21,6 +25,7 @@ from dask_shardsql.engine.drivers.gathering import (
 from dask_shardsql.engine.lending import connection_to, naming
 from dask_shardsql.engine.pools import pool_of
 from dask_shardsql.engine.registry import TopologyRef
+from dask_shardsql.engine.sending import Sender, sent_by_all
 from dask_shardsql.errors import MergeRefusedError, ShardSQLError
 from dask_shardsql.topology import ShardedTable, Topology
 
@@ -39,11 +44,14 @@ class Gather:
         The sharded tables.
     max_bytes : int
         How much at the most.
+    split : Split, optional
+        The query in parts, if it is not what is needed of whole tables that is gathered.
     """
 
     shards: tuple[str, ...]
     sharded: tuple[ShardedTable, ...]
     max_bytes: int
+    split: Split | None = None
 
 
 def survey_shard(
@@ -54,7 +62,10 @@ def survey_shard(
         with connection_to(ref.resolve(), shard, query) as (driver, connection):
             gathering = can_gather(driver).gathering(connection, query, sharded)
             try:
-                return gathering.survey()
+                survey = gathering.survey()
+                if survey.extracts and isinstance(gathering, Splitting):
+                    survey = replace(survey, split=gathering.split())
+                return survey
             finally:
                 gathering.abandon()
     except ShardSQLError as error:
@@ -115,19 +126,37 @@ def read_gathered(
         if gathered > gather.max_bytes:
             raise too_much("more", gather.max_bytes, [extract.table for extract in extracts])
 
+    others = [shard for shard in gather.shards if shard != at]
     with naming(at, pool, query), pool.apart(query.query_id, at) as session:
-        gathering = driver.gathering(session, query, gather.sharded)
+        if gather.split is not None:
+            gathering = driver.merging(session, query, gather.split)
+        else:
+            gathering = driver.gathering(session, query, gather.sharded)
         try:
             extracts = gathering.survey().extracts
-            gathering.prepare()
-            for shard in gather.shards:
-                if shard != at:
+            if isinstance(gathering, Sending):
+                _receive_all(gathering, sent_by_all(topology, others, query, gathering), count)
+            else:
+                gathering.prepare()
+                for shard in others:
                     with _from_target(), connection_to(topology, shard, query) as (_, source):
                         gathering.take(source, count)
             gathering.read(resolve, on_batch)
         finally:
             gathering.abandon()
             driver.close(session)
+
+
+def _receive_all(gathering: Any, senders: Generator[Sender], count: Callable[[int], None]) -> None:
+    """Take what all shards send, which they begin to before this one computes its own part."""
+    is_prepared = False
+    with closing(senders):
+        for sender in senders:
+            if not is_prepared:
+                gathering.prepare()
+                is_prepared = True
+            for extract in gathering.extracts:
+                sender.deliver(extract, gathering.receive, count)
 
 
 @contextmanager

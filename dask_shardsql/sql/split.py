@@ -1,174 +1,186 @@
-"""Whether the union of the shards' answers is already the answer over all rows.
+"""Splitting a query: what every shard answers of it, and what is then made of the answers.
 
-What is asked is small on purpose, and every part of the text must be known to be harmless: a query
-that is not understood in full is not of that kind. The text itself is never changed.
+Whatever is spread over the shards in a query is put into a temporary table, as narrow as can be:
+groups with partial aggregates, rows that are joined and filtered already, or, where rows of several
+shards meet, the columns and rows of one table. The rest of the query is run over these, as it is.
+
+The text that is split is the one that the server has written of the query (see `canonical`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import sqlglot
 from sqlglot import exp
-from sqlglot.errors import SqlglotError
 
-__all__ = ["is_union"]
-
-# by alias, in their order: the table's name, and the join it comes by
-_Tables = Mapping[str, tuple[str, exp.Join | None]]
-
-# each row on its own: no aggregate, no window, no set of rows, no other query
-_ROW_WISE = (
-    *(exp.Alias, exp.Boolean, exp.Case, exp.Cast, exp.Coalesce, exp.Column, exp.DataType),
-    *(exp.DataTypeParam, exp.Extract, exp.Identifier, exp.If, exp.Interval, exp.Literal),
-    *(exp.Lower, exp.Null, exp.Paren, exp.Round, exp.Star, exp.Substring, exp.Trim),
-    *(exp.Tuple, exp.Upper, exp.Var, exp.Abs, exp.Length, exp.Nullif, exp.Concat),
-    *(exp.And, exp.Or, exp.Not, exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.Is),
-    *(exp.Between, exp.In, exp.Like, exp.ILike, exp.Neg, exp.NullSafeEQ, exp.NullSafeNEQ),
-    *(exp.Add, exp.Sub, exp.Mul, exp.Div, exp.IntDiv, exp.Mod, exp.DPipe),
-    *(exp.From, exp.Join, exp.Table, exp.TableAlias, exp.Where),
+from dask_shardsql.sql.building import refuse_aliases_in_order
+from dask_shardsql.sql.canonical import (
+    NotSplitError,
+    Query,
+    alias_of,
+    function_name,
+    given,
+    is_aggregate,
+    name_of,
+    parse,
+    quoted,
+    table_name,
+    written,
 )
-_PARTS = {"expressions", "from_", "joins", "where"}
-_OF_A_JOIN = {"this", "on", "using", "side", "kind"}
-_OF_A_TABLE = {"this", "db", "alias", "joins"}
-_KINDS, _SIDES = {"", "INNER", "OUTER", "CROSS"}, {"", "LEFT"}
+from dask_shardsql.sql.catalog import (
+    Catalog,
+)
+from dask_shardsql.sql.colocation import (
+    rows_of,
+)
+from dask_shardsql.sql.grouped import (
+    Describe,
+)
+from dask_shardsql.sql.joins import relations_of
+from dask_shardsql.sql.splitting import (
+    Partial,
+    Splitter,
+)
+
+__all__ = ["SplitQuery", "split"]
 
 
-def is_union(sql: str, keys: Mapping[str, str]) -> bool:
-    """Whether the shards' answers, one behind the other, are what one database would answer.
-
-    That is so where each row of the answer comes from one row of a sharded table, or from rows of
-    several that have one shard key, and perhaps rows of reference tables.
+@dataclass(frozen=True)
+class SplitQuery:
+    """How a query is split.
 
     Parameters
     ----------
-    sql : str
-        One query in PostgreSQL's dialect, without placeholders, which reads no sharded table
-        through a view.
-    keys : mapping of str to str
-        The shard key of each sharded table that the query reads, by the name of the table without
-        its schema.
+    strategy : {"union", "merge", "gather"}
+        The shards' answers are the answer; or there are partial queries, and a final one: "gather"
+        where all of them read rows of one table.
+    reason : str
+        A word for why, which stays the same.
+    partials : tuple of Partial
+        The partial queries; the answers to number n go into the temporary table `table_of(n)`.
+    final : str
+        The query over them.
+    as_read : str
+        The whole query as it was understood, for the server to compare.
     """
-    try:
-        query = sqlglot.parse_one(sql, dialect="postgres")
-    except (SqlglotError, RecursionError):
-        return False
-    if not isinstance(query, exp.Select) or _given(query) - _PARTS:
-        return False
-    if any(not _is_harmless(node) for node in query.walk() if node is not query):
-        return False
-    tables = _tables(query)
-    if tables is None:
-        return False
-    sharded = [name for name, _ in tables.values() if name in keys]
-    return sorted(sharded) == sorted(keys) and _are_colocated(query, tables, keys)
+
+    strategy: str
+    reason: str
+    partials: tuple[Partial, ...]
+    final: str
+    as_read: str
 
 
-def _given(node: exp.Expr) -> set[str]:
-    """Return what a node has: not what it could have."""
-    return {name for name, value in node.args.items() if value not in (None, False, [], "")}
+def split(text: str, catalog: Catalog, describe: Describe) -> SplitQuery:
+    """Split a query.
 
+    Parameters
+    ----------
+    text : str
+        The query, as the server has written it.
+    catalog : Catalog
+        What the server knows of it.
+    describe : callable
+        Asks the server for the types of a query's columns, as ``format_type`` writes them.
 
-def _is_harmless(node: exp.Expr) -> bool:
-    if not isinstance(node, _ROW_WISE) or isinstance(node, exp.AggFunc | exp.Query):
-        return False
-    if isinstance(node, exp.In):
-        return not _given(node) - {"this", "expressions"}
-    if isinstance(node, exp.Table):
-        return isinstance(node.this, exp.Identifier) and not _given(node) - _OF_A_TABLE
-    if isinstance(node, exp.TableAlias):
-        return not node.columns
-    if isinstance(node, exp.Join):
-        return (
-            not _given(node) - _OF_A_JOIN
-            and node.kind.upper() in _KINDS
-            and node.side.upper() in _SIDES
-            and isinstance(node.this, exp.Table)
-        )
-    return True
-
-
-def _tables(query: exp.Select) -> _Tables | None:
-    """Return the tables.
-
-    None where they are nested, or one alias is used twice.
+    Raises
+    ------
+    NotSplitError
+        It is not understood, or cannot be split.
     """
-    source = query.args.get("from_")
-    if source is None or not isinstance(source.this, exp.Table):
-        return None
-    joins: list[exp.Join] = query.args.get("joins") or []
-    found: dict[str, tuple[str, exp.Join | None]] = {}
-    both: list[tuple[Any, exp.Join | None]] = [(source.this, None)]
-    both += [(join.this, join) for join in joins]
-    for table, join in both:
-        alias = _name(table.args["alias"].this if table.args.get("alias") else table.this)
-        if alias in found or table.args.get("joins"):
-            return None
-        found[alias] = (_name(table.this), join)
-    return found
+    tree = parse(text)
+    as_read = written(tree)
+    _refuse_aggregates(tree, catalog)
+    tree = _with_views(tree, catalog)
+    for select in tree.find_all(exp.Select):
+        _qualify(select)
+    tree = _without_single_use(tree)
+    rows = rows_of(tree, catalog)
+    if rows is not None and rows.is_spread:
+        grouped = tree.args.get("group") is not None
+        return SplitQuery("union", "whole-groups" if grouped else "row-wise", (), "", as_read)
+    splitter = Splitter(catalog, describe)
+    final = written(splitter.query(tree))
+    kinds = {partial.kind for partial in splitter.partials}
+    if not kinds:
+        raise NotSplitError("not-understood")  # the caller knows that it reads sharded tables
+    if kinds == {"table"}:
+        return SplitQuery("gather", "all-rows", tuple(splitter.partials), final, as_read)
+    reason = kinds.pop() if len(kinds) == 1 else "parts"
+    return SplitQuery("merge", reason, tuple(splitter.partials), final, as_read)
 
 
-def _are_colocated(query: exp.Select, tables: _Tables, keys: Mapping[str, str]) -> bool:
-    """Whether the first table is sharded, and each further one joined to it by the shard keys."""
-    joined: set[str] = set()
-    for alias, (name, join) in tables.items():
-        if name not in keys:
-            if join is None:
-                return False  # a reference table on the preserved side would count on each shard
+def _refuse_aggregates(tree: Any, catalog: Catalog) -> None:
+    """Refuse aggregates that are not found, and those of a query in another one inside of it."""
+    found = set()
+    for node in tree.find_all(exp.Func):
+        if not is_aggregate(node, catalog.aggregates):
             continue
-        if join is not None and not _by_key(query, join, alias, tables, keys, joined):
-            return False
-        joined.add(alias)
-    return bool(joined)
+        found.add(function_name(node))
+        used = {name_of(one.args.get("table")) for one in node.find_all(exp.Column)} - {""}
+        select = node.find_ancestor(exp.Select)
+        own = {alias_of(one) for one in relations_of(select)} if select is not None else set()
+        if used and not used & own:
+            raise NotSplitError("not-understood")
+    in_views = [parse(text) for text in catalog.views.values()]
+    found |= {function_name(n) for view in in_views for n in view.find_all(exp.Func)}
+    if catalog.aggregates - found:
+        raise NotSplitError("not-understood")
 
 
-def _by_key(
-    query: exp.Select,
-    join: exp.Join,
-    alias: str,
-    tables: _Tables,
-    keys: Mapping[str, str],
-    joined: set[str],
-) -> bool:
-    """Whether a sharded table is joined by its shard key to that of one before it."""
-    key = keys[tables[alias][0]]
-    using = [_name(column) for column in join.args.get("using") or []]
-    if using:  # of the tables before it, only one may have that column
-        return key in using and len(tables) == 2 and keys[tables[next(iter(joined))][0]] == key
-    conditions = [*_conjuncts(join.args.get("on"))]
-    if not join.side:
-        conditions += _conjuncts(query.args["where"].this if query.args.get("where") else None)
-    before = {(other, keys[tables[other][0]]) for other in joined}
-    for condition in conditions:
-        if isinstance(condition, exp.EQ):
-            sides = {_column(condition.left), _column(condition.right)}
-            if (alias, key) in sides and sides & before:
-                return True
-    return False
+def _qualify(select: exp.Select) -> None:
+    """Give the columns of a query's only table its alias, which the server may leave out."""
+    relations = list(relations_of(select))
+    refuse_aliases_in_order(select)
+    if len(relations) != 1 or not alias_of(relations[0]):
+        return
+    for column in select.find_all(exp.Column):
+        if not column.args.get("table") and column.parent_select is select:
+            column.set("table", quoted(alias_of(relations[0])))
 
 
-def _conjuncts(condition: exp.Expr | None) -> Iterator[exp.Expr]:
-    if isinstance(condition, exp.Paren):
-        yield from _conjuncts(condition.this)
-    elif isinstance(condition, exp.And):
-        yield from _conjuncts(condition.left)
-        yield from _conjuncts(condition.right)
-    elif condition is not None:
-        yield condition
+def _with_views(tree: Any, catalog: Catalog) -> Any:
+    """Write the texts of views into the query that reads them."""
+    for _ in range(32):
+        tables = [t for t in tree.find_all(exp.Table) if table_name(t) in catalog.views]
+        if not tables:
+            return tree
+        for table in tables:
+            if given(table) - {"this", "db", "alias", "joins"}:
+                raise NotSplitError("not-understood")
+            inner = exp.Subquery(this=parse(catalog.views[table_name(table)]))
+            alias = table.args.get("alias")
+            inner.set("alias", alias or exp.TableAlias(this=quoted(alias_of(table))))
+            inner.set("joins", table.args.get("joins"))
+            table.replace(inner)
+    raise NotSplitError("not-understood")
 
 
-def _column(node: exp.Expr) -> tuple[str, str] | None:
-    """Return the alias and the name of a column that is written with both."""
-    if not isinstance(node, exp.Column) or not isinstance(node.args.get("table"), exp.Identifier):
-        return None
-    if node.args.get("db") or not isinstance(node.this, exp.Identifier):
-        return None
-    return _name(node.args["table"]), _name(node.this)
-
-
-def _name(identifier: Any) -> str:
-    """Return a name as PostgreSQL takes it: in lower case unless it is quoted."""
-    if not isinstance(identifier, exp.Identifier):
-        return ""
-    return identifier.name if identifier.quoted else identifier.name.lower()
+def _without_single_use(tree: Any) -> Any:
+    """Write queries in WITH that are read once to where they are read."""
+    clause = tree.args.get("with_")
+    if clause is None or clause.args.get("recursive"):
+        return tree
+    for cte in list(clause.expressions):
+        name = name_of(cte.args["alias"].this)
+        reads = [
+            t for t in tree.find_all(exp.Table) if table_name(t) == written(cte.args["alias"].this)
+        ]
+        again = [one for one in tree.find_all(exp.CTE) if name_of(one.args["alias"].this) == name]
+        if len(reads) != 1 or len(again) != 1 or cte.args.get("materialized"):
+            continue
+        if cte.args["alias"].columns or given(reads[0]) - {"this", "alias", "joins"}:
+            continue
+        if not isinstance(cte.this, Query) or cte.this.args.get("with_"):
+            continue
+        table = reads[0]
+        inner = exp.Subquery(this=cte.this.copy())
+        alias = table.args.get("alias")
+        inner.set("alias", alias or exp.TableAlias(this=quoted(name)))
+        inner.set("joins", table.args.get("joins"))
+        table.replace(inner)
+        cte.pop()
+    if not clause.expressions:
+        tree.set("with_", None)
+    return tree

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 from dask_shardsql.engine.drivers.base import Columns, Driver, OnBatch, Query
 from dask_shardsql.errors import ConfigurationError
 from dask_shardsql.topology import ShardedTable
 
-__all__ = ["Extract", "Gathering", "GatheringDriver", "Survey", "TargetFailedError", "can_gather"]
+__all__ = [
+    "Extract",
+    "Gathering",
+    "GatheringDriver",
+    "Sending",
+    "Split",
+    "Splitting",
+    "Survey",
+    "TargetFailedError",
+    "can_gather",
+]
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,10 @@ class Extract:
         The table's name with its schema, quoted.
     types : tuple
         For each column its name and the driver's own description of its type.
+    described : tuple of Column
+        The columns that the answer must have, if that is to be compared.
+    settings : tuple of str
+        Statements that a session needs to read it.
     """
 
     table: str
@@ -42,6 +56,40 @@ class Extract:
     in_text: bool = False
     full_name: str = ""
     types: tuple[tuple[str, str, str], ...] = ()
+    described: Columns = ()
+    settings: tuple[str, ...] = ()
+
+    def describe(self, columns: Columns) -> Extract:
+        """Return the same, which must have these columns."""
+        return replace(self, described=columns)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A query in parts.
+
+    Parameters
+    ----------
+    settings : tuple of str
+        Statements that a session needs for its part.
+    extracts : tuple of Extract
+        What each shard is asked for.
+    final : str
+        What is run over all that they answer.
+    tables : tuple of Extract
+        Of the sharded tables, what is read by it; with the types that all shards must have.
+    strategy : {"union", "merge", "gather"}
+        Whether the shards' answers are the answer; or what the extracts are.
+    reason : str
+        A word for why, which stays the same.
+    """
+
+    settings: tuple[str, ...]
+    extracts: tuple[Extract, ...]
+    final: str
+    tables: tuple[Extract, ...] = ()
+    strategy: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,17 +102,16 @@ class Survey:
         The query, with its parameters merged into it.
     extracts : tuple of Extract
         Nothing where it reads reference tables only.
-    may_be_union : bool
-        Whether, as far as the server knows, each row may stand for itself: the query reads no view
-        of a sharded table, has no aggregate or window, and calls no function of the user's.
     final : str
         What is run over all that is gathered.
+    split : Split, optional
+        How it can be answered with less.
     """
 
     text: str
     extracts: tuple[Extract, ...]
-    may_be_union: bool
     final: str = ""
+    split: Split | None = None
 
 
 class TargetFailedError(Exception):
@@ -99,6 +146,39 @@ class Gathering(Protocol):
 
 
 @runtime_checkable
+class Splitting(Protocol):
+    """A :class:`Gathering` that knows how to do with less than what is needed of whole tables."""
+
+    def split(self) -> Split | None:
+        """Return how, after the survey; nothing comes after it."""
+
+
+@runtime_checkable
+class Sending(Protocol):
+    """How a shard sends what is gathered, so that several can at a time.
+
+    A :class:`Gathering` that is one is not asked to `take`, but to `receive`.
+    """
+
+    extracts: Sequence[Extract]
+
+    def begin(self, source: Any) -> None:
+        """Begin, on a connection to a shard, and make sure that it sends what is expected."""
+
+    def send(self, source: Any, extract: Extract, file: BinaryIO) -> None:
+        """Write what the shard has of an extract."""
+
+    def end(self, source: Any) -> None:
+        """End on that connection; never raises."""
+
+    def cancel(self, source: Any) -> None:
+        """Ask its server to stop; another thread is using the connection."""
+
+    def receive(self, extract: Extract, stream: Any) -> None:
+        """Take what another shard has written, from a file that is open for reading."""
+
+
+@runtime_checkable
 class GatheringDriver(Driver, Protocol):
     """A driver whose databases can gather."""
 
@@ -106,6 +186,9 @@ class GatheringDriver(Driver, Protocol):
         self, connection: Any, query: Query, sharded: Sequence[ShardedTable]
     ) -> Gathering:
         """Begin to gather for a query."""
+
+    def merging(self, connection: Any, query: Query, split: Split) -> Gathering:
+        """Begin to merge what is answered to a query in parts."""
 
     def estimate(self, connection: Any, query: Query, extracts: Sequence[Extract]) -> list[int]:
         """Return about how many bytes each of the extracts has here."""

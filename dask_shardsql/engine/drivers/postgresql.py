@@ -17,10 +17,12 @@ import psycopg2
 from dask_shardsql.config import Settings
 from dask_shardsql.engine.drivers import postgresql_copy, postgresql_slices
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
-from dask_shardsql.engine.drivers.gathering import Extract
+from dask_shardsql.engine.drivers.gathering import Extract, Split
+from dask_shardsql.engine.drivers.postgresql_catalog import refuse_other_types
 from dask_shardsql.engine.drivers.postgresql_copy import end_transaction, in_own_text, runner
 from dask_shardsql.engine.drivers.postgresql_gather import PostgreSQLGathering
 from dask_shardsql.engine.drivers.postgresql_libpq import Session
+from dask_shardsql.engine.drivers.postgresql_merge import PostgreSQLMerging
 from dask_shardsql.engine.drivers.postgresql_params import merge_params, read_strings_as_standard
 from dask_shardsql.engine.drivers.postgresql_script import Script, begin, pins
 from dask_shardsql.engine.drivers.postgresql_slices import BEGIN_HOLDING, planned_bytes
@@ -209,11 +211,24 @@ class PostgreSQLDriver:
 
         return PostgreSQLGathering(connection, plain, sharded, read)
 
+    def merging(self, connection: Any, query: Query, split: Split) -> PostgreSQLMerging:
+        """Begin to merge what is answered to a query in parts."""
+        plain = replace(query, find_not_null=False)
+
+        def read(script: Script, resolve: Callable[[Columns], Columns], on_batch: OnBatch) -> None:
+            self.read(connection, plain, resolve, on_batch, script)
+
+        return PostgreSQLMerging(connection, plain, split, read)
+
     def estimate(self, connection: Any, query: Query, extracts: Sequence[Extract]) -> list[int]:
         """Return about how many bytes each of them has, as the planner sees it."""
         with connection.cursor() as cursor:
             try:
-                cursor.execute("; ".join(begin(query)))
+                settings = extracts[0].settings if extracts else ()
+                cursor.execute("; ".join((*begin(query), *settings)))
+                for one in extracts:
+                    if one.full_name:
+                        refuse_other_types(cursor, one)
                 return [planned_bytes(runner(cursor), one.select) for one in extracts]
             finally:
                 end_transaction(connection, "ROLLBACK")

@@ -10,11 +10,14 @@ from dask_shardsql.engine.drivers.rows import double_quoted
 from dask_shardsql.errors import SchemaMismatchError
 
 __all__ = [
+    "ATTRIBUTES",
     "BEHIND",
     "COLUMNS",
     "FAMILY",
+    "FUNCTIONS",
     "GUARDED",
     "KEYS",
+    "KEY_FACTS",
     "NAMESAKES",
     "PARENTS",
     "READ_BY",
@@ -88,12 +91,49 @@ RULES = (
     _USED
     + """
 SELECT bool_or(r.ev_action::text LIKE '%%:varattno 0 %%'),
-    bool_or(r.ev_action::text LIKE '%%:varattno -%%'),
-    bool_or(r.ev_action::text ~ ':has(Aggs|WindowFuncs|TargetSRFs) true')
+    bool_or(r.ev_action::text LIKE '%%:varattno -%%')
 FROM pg_catalog.pg_rewrite r WHERE r.ev_class = %(view)s::pg_catalog.regclass OR r.ev_class IN (
     SELECT used.oid FROM used JOIN pg_catalog.pg_class v ON v.oid = used.oid AND v.relkind = 'v'
     WHERE used.kind = 'pg_catalog.pg_class'::pg_catalog.regclass)"""
 )
+# all functions, aggregates and operators that a view calls, through the views in it; what the
+# parser has an own node for (CURRENT_DATE and its like, a sequence's next value) is volatile too
+FUNCTIONS = (
+    _USED
+    + r""", rules(action) AS (
+    SELECT r.ev_action::text FROM pg_catalog.pg_rewrite r
+    WHERE r.ev_class = %(view)s::pg_catalog.regclass OR r.ev_class IN (
+        SELECT used.oid FROM used JOIN pg_catalog.pg_class v
+            ON v.oid = used.oid AND v.relkind = 'v'
+        WHERE used.kind = 'pg_catalog.pg_class'::pg_catalog.regclass)
+)
+SELECT DISTINCT p.proname::text, p.prokind::text, p.provolatile::text, p.pronargs::int4,
+    p.oid >= 16384
+FROM (
+    SELECT m[1]::pg_catalog.oid FROM rules, pg_catalog.regexp_matches(
+        action, ':(?:funcid|opfuncid|aggfnoid|winfnoid|hashfuncid) (\d+)', 'g') m
+    UNION
+    SELECT o.oprcode::pg_catalog.oid FROM rules, pg_catalog.regexp_matches(
+        action, ':opno (\d+)', 'g') m
+    JOIN pg_catalog.pg_operator o ON o.oid = m[1]::pg_catalog.oid
+) AS called(oid) JOIN pg_catalog.pg_proc p ON p.oid = called.oid
+UNION ALL
+SELECT 'node', 'f', 'v', 0, false FROM rules
+WHERE action ~ '\{(SQLVALUEFUNCTION|NEXTVALUEEXPR|CURRENTOFEXPR|XMLEXPR|RANGETBLFUNCTION) '"""
+)
+# by name, of one column of a table
+KEY_FACTS = """
+SELECT n.nspname::text, t.typname::text, a.attnotnull, coalesce(c.collisdeterministic, true)
+FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+LEFT JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation
+WHERE a.attrelid = %(table)s::pg_catalog.oid AND a.attname = %(key)s AND a.attnum > 0"""
+# of all columns of a relation, in their order
+ATTRIBUTES = """
+SELECT a.attname::text, pg_catalog.format_type(a.atttypid, NULL), a.atttypid::int8, a.atttypmod,
+    a.attcollation::int8
+FROM pg_catalog.pg_attribute a
+WHERE a.attrelid = %(table)s::pg_catalog.regclass AND a.attnum > 0 ORDER BY a.attnum"""
 READ_BY = """
 SELECT d.refobjid::int8 FROM pg_catalog.pg_rewrite r JOIN pg_catalog.pg_depend d
     ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND d.objid = r.oid
@@ -123,7 +163,7 @@ WHERE c.relname = %(name)s AND c.relkind IN ('r', 'p', 'f', 'v', 'm')
     AND n.nspname NOT LIKE 'pg\\_%%' AND n.nspname <> 'information_schema' ORDER BY 1"""
 # by number and name: whether it must travel as text (the binary form of some types holds an oid,
 # which is another one in each database), whether it names an object of the database itself, its
-# type to compare, and to show
+# type to compare, and to show, with NOT NULL if it is the shard key
 COLUMNS = """
 WITH RECURSIVE typed(number, name, oid) AS (
     SELECT a.attnum, a.attname, a.atttypid FROM pg_catalog.pg_attribute a
@@ -137,11 +177,14 @@ SELECT typed.number, typed.name, bool_or(
     OR (t.typlen = -1 AND t.typelem <> 0 AND (t.typelem >= 16384 OR EXISTS (
         SELECT FROM pg_catalog.pg_type e WHERE e.oid = t.typelem AND e.typsend = 0)))), bool_or(
     (t.typname ~ '^_?reg' AND t.oid < 16384)), (
-    SELECT pg_catalog.format('%%s.%%s %%s', n.nspname, t.typname, a.atttypmod)
+    SELECT pg_catalog.format('%%s.%%s %%s%%s', n.nspname, t.typname, a.atttypmod, CASE
+        WHEN a.attnotnull AND a.attname = %(key)s THEN ' NOT NULL' END)
     FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
     JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
     WHERE a.attrelid = %(table)s::pg_catalog.regclass AND a.attnum = typed.number), (
-    SELECT pg_catalog.format_type(a.atttypid, a.atttypmod) FROM pg_catalog.pg_attribute a
+    SELECT pg_catalog.format_type(a.atttypid, a.atttypmod) || CASE
+        WHEN a.attnotnull AND a.attname = %(key)s THEN ' NOT NULL' ELSE '' END
+    FROM pg_catalog.pg_attribute a
     WHERE a.attrelid = %(table)s::pg_catalog.regclass AND a.attnum = typed.number)
 FROM typed JOIN pg_catalog.pg_type t ON t.oid = typed.oid
 GROUP BY 1, 2 ORDER BY 1"""
@@ -164,8 +207,8 @@ class Relation(NamedTuple):
 
 
 def refuse_other_types(cursor: Any, extract: Extract) -> None:
-    """Refuse to copy from a table whose columns are of other types, which might be converted."""
-    cursor.execute(COLUMNS, {"table": extract.full_name})
+    """Refuse to read a table whose columns are of other types, or whose shard key may be NULL."""
+    cursor.execute(COLUMNS, {"table": extract.full_name, "key": extract.key})
     found = {name: of_type for _, name, _, _, *of_type in cursor.fetchall()}
     for name, wanted, shown in extract.types:
         if found[name][0] != wanted:

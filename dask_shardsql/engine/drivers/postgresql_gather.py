@@ -13,12 +13,13 @@ Only statements of ours run while the transaction may write; it is read-only bef
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import psycopg2
 
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
-from dask_shardsql.engine.drivers.gathering import Extract, Survey
+from dask_shardsql.engine.drivers.gathering import Extract, Split, Survey
 from dask_shardsql.engine.drivers.postgresql_catalog import (
     BEHIND,
     COLUMNS,
@@ -31,12 +32,10 @@ from dask_shardsql.engine.drivers.postgresql_catalog import (
     RELATIONS,
     RULES,
     Relation,
-    refuse_other_types,
 )
-from dask_shardsql.engine.drivers.postgresql_copy import end_transaction
+from dask_shardsql.engine.drivers.postgresql_merge import BEGIN, PostgreSQLReceiving
 from dask_shardsql.engine.drivers.postgresql_params import merge_params, read_strings_as_standard
-from dask_shardsql.engine.drivers.postgresql_pipe import pipe_copy
-from dask_shardsql.engine.drivers.postgresql_script import RESET, Script, pins
+from dask_shardsql.engine.drivers.postgresql_script import Script, pins
 from dask_shardsql.engine.drivers.rows import double_quoted
 from dask_shardsql.errors import MergeRefusedError
 from dask_shardsql.sql.statement import words_of
@@ -44,7 +43,6 @@ from dask_shardsql.topology import ShardedTable
 
 __all__ = ["PostgreSQLGathering"]
 
-_BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ"
 _VIEW, _FINAL = "dask_shardsql_query", "dask_shardsql_final"
 _NO_TEMP = (
     "temporary-table",
@@ -59,7 +57,7 @@ _REFUSED = {  # by SQLSTATE
 }
 
 
-class PostgreSQLGathering:
+class PostgreSQLGathering(PostgreSQLReceiving):
     """See :class:`dask_shardsql.engine.drivers.gathering.Gathering`.
 
     Parameters
@@ -81,15 +79,14 @@ class PostgreSQLGathering:
         sharded: Sequence[ShardedTable],
         read: Callable[[Script, Callable[[Columns], Columns], OnBatch], None],
     ) -> None:
-        self._connection, self._query, self._sharded = connection, query, sharded
-        self._read = read
-        self._cursor = connection.cursor()
+        super().__init__(connection, query)
+        self._sharded, self._read = sharded, read
         self._gathered: dict[int, Relation] = {}
         self._views: list[tuple[Relation, str]] = []
-        self._extracts: tuple[Extract, ...] = ()
         self._keys: dict[int, tuple[int, ...]] = {}
         self._text = ""
-        self._calls_functions = self._is_of_many_rows = False
+        self._read_by_it: dict[int, Relation] = {}
+        self._has_whole_rows = False
 
     def survey(self) -> Survey:
         """Begin, and return what is needed of the sharded tables.
@@ -108,64 +105,63 @@ class PostgreSQLGathering:
         self._gathered = {oid: one for oid, one in relations.items() if oid in shard_keys}
         self._refuse_hidden_reads(relations, set(shard_keys))
         if not self._gathered:
-            return Survey(text, (), may_be_union=False)
+            return Survey(text, ())
         views = {r.oid: r for r in relations.values() if r.kind == "v" and self._is_gathered(r.oid)}
         self._refuse_what_is_known_to_differ(views)
         self._find_views(views)
         self._write_down()
         keys = self._rows(KEYS, view=f"pg_temp.{_VIEW}")
         self._keys = {oid: tuple(columns) for oid, columns in keys if oid in self._gathered}
-        self._extracts = tuple(
+        self.extracts = self.tables = tuple(
             self._extract(relation, shard_keys[oid]) for oid, relation in self._gathered.items()
         )
-        is_simple = not (self._views or self._calls_functions or self._is_of_many_rows)
-        return Survey(text, self._extracts, is_simple, self._text)
+        self._read_by_it = relations
+        return Survey(text, self.extracts, self._text)
+
+    def split(self) -> Split | None:
+        """Return how the query can be answered with less than all rows, if it can.
+
+        It is for after the survey, and for nothing to come after it.
+        """
+        from dask_shardsql.engine.drivers.postgresql_split import NotSplitError, split_query
+
+        keys = {extract.full_name: extract.key for extract in self.extracts}
+        gathered = {oid: (one, keys[one.full_name]) for oid, one in self._gathered.items()}
+        views = {view.oid: text.rstrip().removesuffix(";") for view, text in self._views}
+        try:
+            split = split_query(self._rows, _VIEW, self._text, gathered, self._read_by_it, views)
+        except NotSplitError:
+            return None
+        if self._has_whole_rows and split.strategy != "union":
+            return None  # whose type is a table's, which a narrower one has not
+        return replace(split, tables=tuple(self.extracts))
 
     def prepare(self) -> None:
         """Make the temporary tables and views, and put this shard's own rows into them."""
         self._run(f"DROP VIEW pg_temp.{_VIEW}")
-        for part in self._extracts:
+        for part in self.extracts:
             columns = f"CREATE TEMPORARY TABLE {part.into} ON COMMIT DROP AS {part.select}"
             self._run(f"{columns} WITH NO DATA")
             self._run(f"INSERT INTO pg_temp.{part.into} {part.select}")
 
-    def take(self, source: Any, count: Callable[[int], None]) -> None:
-        """Copy all extracts from another shard, in one snapshot of it.
-
-        Where that fails, both connections are closed.
-        """
-        cursor = source.cursor()
-        cursor.execute("; ".join((_BEGIN + " ONLY", *pins(self._query))))
-        for part in self._extracts:
-            refuse_other_types(cursor, part)
-            form = "text" if part.in_text else "binary"
-            copy_out = f"COPY ({part.select}) TO STDOUT (FORMAT {form})"
-            copy_in = f"COPY pg_temp.{part.into} FROM STDIN (FORMAT {form})"
-            pipe_copy(cursor, copy_out, self._cursor, copy_in, count)
-        cursor.execute("COMMIT" + RESET)
-
     def read(self, resolve: Callable[[Columns], Columns], on_batch: OnBatch) -> None:
         """Run the query over what was gathered; the transaction then ends."""
-        by_oid = dict(zip(self._gathered, self._extracts, strict=True))
+        by_oid = dict(zip(self._gathered, self.extracts, strict=True))
         for oid, numbers in self._keys.items():
-            named = {number: name for number, name, *_ in self._rows(COLUMNS, table=oid)}
+            named = {number: name for number, name, *_ in self._rows(COLUMNS, table=oid, key="")}
             key = ", ".join(double_quoted(named[number]) for number in numbers)
             self._run(f"ALTER TABLE pg_temp.{by_oid[oid].into} ADD PRIMARY KEY ({key})")
         for view, definition in self._views:
             self._run(f"CREATE TEMPORARY VIEW {double_quoted(view.name)} AS\n{definition}")
-        for part in self._extracts:
+        for part in self.extracts:
             self._run(f"ANALYZE pg_temp.{part.into}")
         self._check_final_text()
         self._read(Script(("SET TRANSACTION READ ONLY",), self._text), resolve, on_batch)
 
-    def abandon(self) -> None:
-        """End the transaction, or close the connection."""
-        end_transaction(self._connection, "ROLLBACK")
-
     def _begin(self, text: str) -> None:
         """Begin the transaction, and make a view of the query."""
         try:
-            self._run("; ".join((_BEGIN + " WRITE", *pins(self._query))))
+            self._run("; ".join((BEGIN + " WRITE", *pins(self._query))))
             self._run(f"CREATE TEMPORARY VIEW {_VIEW} AS\n{text}\n")
             return
         except psycopg2.Error as error:
@@ -179,7 +175,9 @@ class PostgreSQLGathering:
         self._cursor.execute(sql)
 
     def _rows(self, sql: str, **values: Any) -> list[tuple[Any, ...]]:
-        self._cursor.execute(sql, values)
+        self._cursor.execute(sql, values or None)
+        if self._cursor.description is None:
+            return []
         rows: list[tuple[Any, ...]] = self._cursor.fetchall()
         return rows
 
@@ -230,7 +228,6 @@ class PostgreSQLGathering:
                 )
             if function is None:
                 continue
-            self._calls_functions = True
             if not is_harmless or any(name in source.lower() for name in names):
                 raise MergeRefusedError(
                     "function",
@@ -264,9 +261,7 @@ class PostgreSQLGathering:
         return self._reads(oid, {*self._gathered})
 
     def _refuse_what_is_known_to_differ(self, views: dict[int, Relation]) -> None:
-        ((has_whole_rows, has_system_columns, self._is_of_many_rows),) = self._rows(
-            RULES, view=f"pg_temp.{_VIEW}"
-        )
+        ((self._has_whole_rows, has_system_columns),) = self._rows(RULES, view=f"pg_temp.{_VIEW}")
         if has_system_columns:
             raise MergeRefusedError(
                 "system-column",
@@ -281,9 +276,11 @@ class PostgreSQLGathering:
                 f"it reads several sharded tables, or views of them, named "
                 f"{', '.join(map(repr, twice))}, of which only one can be gathered at a time",
             )
-        if has_whole_rows:  # whose columns the server does not list
+        if self._has_whole_rows:  # whose columns the server does not list
             self._gathered = {
-                oid: one._replace(columns=[row[0] for row in self._rows(COLUMNS, table=oid)])
+                oid: one._replace(
+                    columns=[row[0] for row in self._rows(COLUMNS, table=oid, key="")]
+                )
                 for oid, one in self._gathered.items()
             }
 
@@ -338,7 +335,7 @@ class PostgreSQLGathering:
             )
 
     def _extract(self, relation: Relation, key: str) -> Extract:
-        columns = self._rows(COLUMNS, table=relation.oid)
+        columns = self._rows(COLUMNS, table=relation.oid, key=key)
         wanted = set(relation.columns) | set(self._keys.get(relation.oid, ()))
         chosen = [one for one in columns if one[0] in wanted]
         chosen = chosen or [one for one in columns if one[1] == key] or columns[:1]

@@ -1,0 +1,162 @@
+"""PostgreSQL as the database that merges: the answers to partial queries, and the final query.
+
+The partial queries' answers come by COPY into temporary tables, whose columns are what the server
+makes of the partial queries themselves. Only statements of ours run while the transaction may
+write; temporary tables can be filled in one that is read-only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO
+
+from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
+from dask_shardsql.engine.drivers.gathering import Extract, Split, Survey
+from dask_shardsql.engine.drivers.postgresql_catalog import refuse_other_types
+from dask_shardsql.engine.drivers.postgresql_copy import describing, end_transaction, runner
+from dask_shardsql.engine.drivers.postgresql_params import read_strings_as_standard
+from dask_shardsql.engine.drivers.postgresql_script import Script, pins
+from dask_shardsql.engine.drivers.postgresql_types import columns_of, fields_of_cursor
+from dask_shardsql.errors import SchemaMismatchError
+
+__all__ = ["BEGIN", "PostgreSQLMerging", "PostgreSQLReceiving"]
+
+BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ"
+_BUFFER_BYTES = 1 << 16
+
+
+class PostgreSQLReceiving:
+    """A session that takes what others send, and how they send it.
+
+    See :class:`dask_shardsql.engine.drivers.gathering.Sending`.
+
+    Parameters
+    ----------
+    connection : Session
+        Idle; nobody else uses it before the end.
+    query : Query
+        The query.
+
+    Attributes
+    ----------
+    extracts : sequence of Extract
+        What is sent.
+    settings : sequence of str
+        Statements that a session needs for that.
+    tables : sequence of Extract
+        Tables whose columns must have the types that they have here.
+    """
+
+    def __init__(self, connection: Any, query: Query) -> None:
+        self._connection, self._query = connection, query
+        self._cursor = connection.cursor()
+        self.extracts: Sequence[Extract] = ()
+        self.settings: Sequence[str] = ()
+        self.tables: Sequence[Extract] = ()
+
+    def begin(self, source: Any) -> None:
+        """Begin a transaction with one snapshot, and compare the types."""
+        read_strings_as_standard(source)
+        with source.cursor() as cursor:
+            cursor.execute("; ".join((BEGIN + " ONLY", *pins(self._query), *self.settings)))
+            for table in self.tables:
+                refuse_other_types(cursor, table)
+            for extract in self.extracts:
+                if extract.described:
+                    _compare(cursor, extract)
+
+    def send(self, source: Any, extract: Extract, file: BinaryIO) -> None:
+        """Write the rows."""
+        with source.cursor() as cursor:
+            cursor.copy_expert(f"COPY ({extract.select}\n) TO STDOUT ({_form(extract)})", file)
+
+    def end(self, source: Any) -> None:
+        """End the transaction; nothing was written."""
+        end_transaction(source, "ROLLBACK")
+
+    def cancel(self, source: Any) -> None:
+        """Ask the server to stop."""
+        source.request_cancel()
+
+    def receive(self, extract: Extract, stream: Any) -> None:
+        """Put another shard's rows into this session's table."""
+        copy = f"COPY pg_temp.{extract.into} FROM STDIN ({_form(extract)})"
+        self._cursor.copy_expert(copy, stream, _BUFFER_BYTES)
+
+    def abandon(self) -> None:
+        """End the transaction, or close the connection."""
+        end_transaction(self._connection, "ROLLBACK")
+
+
+class PostgreSQLMerging(PostgreSQLReceiving):
+    """See :class:`dask_shardsql.engine.drivers.gathering.Gathering`.
+
+    Parameters
+    ----------
+    connection : Session
+        Idle; nobody else uses it before the end.
+    query : Query
+        The query.
+    split : Split
+        How it is split.
+    read : callable
+        Reads the rows of a script, in the transaction that is open.
+    """
+
+    def __init__(
+        self,
+        connection: Any,
+        query: Query,
+        split: Split,
+        read: Callable[[Script, Callable[[Columns], Columns], OnBatch], None],
+    ) -> None:
+        super().__init__(connection, query)
+        self._split, self._read = split, read
+        self.settings, self.tables = split.settings, split.tables
+
+    def survey(self) -> Survey:
+        """Begin, make the temporary tables, and let nothing else be written from then on."""
+        read_strings_as_standard(self._connection)
+        begin = (BEGIN + " WRITE", *pins(self._query), *self.settings)
+        tables = (
+            f"CREATE TEMPORARY TABLE {part.into} ON COMMIT DROP AS\n{part.select}\nWITH NO DATA"
+            for part in self._split.extracts
+        )
+        self._cursor.execute("; ".join((*begin, *tables, "SET TRANSACTION READ ONLY")))
+        for table in self.tables:
+            refuse_other_types(self._cursor, table)
+        described = []
+        for part in self._split.extracts:
+            self._cursor.execute(describing(f"TABLE pg_temp.{part.into}"))
+            fields = fields_of_cursor(self._cursor.description)
+            columns = columns_of(fields, runner(self._cursor), find_not_null=False).columns
+            described.append(part.describe(columns))
+        self.extracts = tuple(described)
+        return Survey("", self.extracts)
+
+    def prepare(self) -> None:
+        """Put this shard's own answers into the tables."""
+        for part in self._split.extracts:
+            self._cursor.execute(f"INSERT INTO pg_temp.{part.into}\n{part.select}")
+
+    def read(self, resolve: Callable[[Columns], Columns], on_batch: OnBatch) -> None:
+        """Run the final query; the transaction then ends."""
+        self._read(Script((), self._split.final), resolve, on_batch)
+
+
+def _form(extract: Extract) -> str:
+    """Return the option of COPY that says how the rows travel."""
+    return f"FORMAT {'text' if extract.in_text else 'binary'}"
+
+
+def _compare(cursor: Any, extract: Extract) -> None:
+    """Refuse columns of other types, which might be read as something else."""
+    cursor.execute(describing(extract.select))
+    fields = fields_of_cursor(cursor.description)
+    found = columns_of(fields, runner(cursor), find_not_null=False).columns
+    for column, wanted in zip(found, extract.described, strict=True):
+        if column.type_name != wanted.type_name:
+            raise SchemaMismatchError(
+                f"what is merged has a column of type {column.type_name} here, and "
+                f"{wanted.type_name} on the shard that merges. Alter the tables to agree"
+            )

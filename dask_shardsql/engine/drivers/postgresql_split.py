@@ -1,0 +1,210 @@
+"""Splitting a query in PostgreSQL's own words: what it knows of the query, and whether it agrees.
+
+The text that is split is the server's. Nothing that is made of it is believed before the server has
+read it again: the whole text as it was understood must be the same query to it, and the columns of
+the final query must have the names, types and collations of the user's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import psycopg2
+
+from dask_shardsql.engine.drivers.gathering import Extract, Split
+from dask_shardsql.engine.drivers.postgresql_catalog import (
+    ATTRIBUTES,
+    COLUMNS,
+    FUNCTIONS,
+    KEY_FACTS,
+    RELATIONS,
+    Relation,
+)
+from dask_shardsql.engine.drivers.rows import double_quoted
+from dask_shardsql.sql.canonical import SYNONYMS, NotSplitError, same_words
+from dask_shardsql.sql.catalog import Catalog, Sharded
+from dask_shardsql.sql.split import split
+from dask_shardsql.sql.splitting import Partial, table_of
+
+__all__ = ["NotSplitError", "split_query"]
+
+_AGAIN, _PROBE, _FINAL = (f"dask_shardsql_{name}" for name in ("again", "probe", "final"))
+# of what is not IMMUTABLE: what depends on the settings that are pinned for every session alone
+_PINNED = frozenset(
+    [
+        "age_between",
+        "array_in",
+        "array_out",
+        "array_to_json",
+        "array_to_string",
+        "concat",
+        "concat_ws",
+        "date",
+        "date_cmp",
+        "date_part",
+        "date_trunc",
+        "extract",
+        "format",
+        "json_agg",
+        "json_build_array",
+        "json_build_object",
+        "json_object_agg",
+        "jsonb_agg",
+        "jsonb_build_array",
+        "jsonb_build_object",
+        "jsonb_object_agg",
+        "quote_literal",
+        "quote_nullable",
+        "row_to_json",
+        "time",
+        "timestamp",
+        "timestamptz",
+        "timetz",
+        "timezone",
+        "to_char",
+        "to_date",
+        "to_json",
+        "to_jsonb",
+        "to_timestamp",
+    ]
+)
+_PINNED_PREFIXES = ("date_", "timestamp_", "timestamptz_")  # comparisons, sums with intervals
+# equal values are the same bytes, whatever else they are compared with in the group
+_INTEGERS, _TEXTS = {"int2", "int4", "int8"}, {"text", "varchar"}
+_IDENTICAL = {"uuid", "date", "timestamp", "bool", "bytea"}
+
+Rows = Callable[..., list[tuple[Any, ...]]]
+
+
+def split_query(
+    rows: Rows,
+    view: str,
+    text: str,
+    gathered: Mapping[int, tuple[Relation, str]],
+    relations: Mapping[int, Relation],
+    views: Mapping[int, str],
+) -> Split:
+    """Split the query that a temporary view is made of.
+
+    Parameters
+    ----------
+    rows : callable
+        Runs SQL with named values, and returns its rows.
+    view : str
+        The view's name.
+    text : str
+        What the server has written of it.
+    gathered : mapping
+        By oid, the sharded tables that it reads, with their keys.
+    relations : mapping
+        By oid, all that it reads.
+    views : mapping
+        By oid, the texts of those of them that are views of sharded tables.
+
+    Raises
+    ------
+    NotSplitError
+        It cannot be split, or the server does not agree.
+    """
+    aggregates = _aggregates(rows, view)
+    names = _names(rows, [*relations])
+    sharded: dict[str, Sharded] = {}
+    for oid, (relation, key) in gathered.items():
+        for name in (*names[oid], relation.full_name):
+            sharded[name] = _sharded(rows, oid, key)
+    reference = {n for oid in relations if oid not in gathered for n in names[oid]}
+    by_name = {name: views[oid] for oid in views for name in names[oid]}
+    catalog = Catalog(sharded, frozenset(reference), by_name, aggregates)
+
+    def describe(select: str) -> Sequence[str]:
+        rows(f"CREATE TEMPORARY VIEW {_PROBE} AS\n{select}")
+        found = [kind for _, kind, *_ in rows(ATTRIBUTES, table=f"pg_temp.{_PROBE}")]
+        rows(f"DROP VIEW pg_temp.{_PROBE}")
+        return found
+
+    try:
+        found = split(text, catalog, describe)
+        _refuse_misreading(rows, text, found.as_read)
+        ((path,),) = rows("SELECT current_schemas(false)")
+        settings = f"SET LOCAL search_path TO {', '.join(map(double_quoted, path)) or chr(39) * 2}"
+        extracts = tuple(_extract(rows, n, one, settings) for n, one in enumerate(found.partials))
+        if found.strategy != "union":
+            _refuse_other_columns(rows, view, found.final, {*gathered, *views})
+        return Split((settings,), extracts, found.final, (), found.strategy, found.reason)
+    except psycopg2.Error as error:
+        if error.pgcode is None or error.pgcode[:2] in ("57", "08", "58", "53", "40"):
+            raise
+        raise NotSplitError("not-understood") from None
+
+
+def _aggregates(rows: Rows, view: str) -> frozenset[str]:
+    """Return the names of the aggregates; refuse functions whose result a shard decides."""
+    found = rows(FUNCTIONS, view=f"pg_temp.{view}")
+    names: set[str] = set()
+    for name, kind, volatile, arguments, is_own in found:
+        is_pinned = name in _PINNED or name.startswith(_PINNED_PREFIXES)
+        is_pinned = is_pinned or (name == "age" and arguments == 2)
+        if is_own or volatile == "v" or (volatile == "s" and not is_pinned):
+            raise NotSplitError("volatile" if not is_own else "function")
+        if kind == "a":
+            names.add(str(SYNONYMS.get(name, name)))
+    return frozenset(names)
+
+
+def _names(rows: Rows, oids: Sequence[int]) -> dict[int, list[str]]:
+    """Return the names by which the server may write relations, with their schema and without."""
+    found = rows(
+        "SELECT c.oid::int8, c.oid::pg_catalog.regclass::text, pg_catalog.format('%%I.%%I', "
+        "n.nspname, c.relname) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n "
+        "ON n.oid = c.relnamespace WHERE c.oid = ANY(%(oids)s::int8[]::pg_catalog.oid[])",
+        oids=list(oids),
+    )
+    return {oid: names for oid, *names in found}
+
+
+def _sharded(rows: Rows, oid: int, key: str) -> Sharded:
+    for schema, kind, is_not_null, is_deterministic in rows(KEY_FACTS, table=oid, key=key):
+        group = None
+        if schema == "pg_catalog":
+            if kind in _INTEGERS:
+                group = "integer"
+            elif kind in _TEXTS and is_deterministic:
+                group = "text"
+            elif kind in _IDENTICAL:
+                group = kind
+        return Sharded(key, group, is_not_null)
+    return Sharded(key)
+
+
+def _refuse_misreading(rows: Rows, text: str, as_read: str) -> None:
+    """Refuse a text that is another query to the server than what was understood of it."""
+    rows(f"CREATE TEMPORARY VIEW {_AGAIN} AS\n{as_read}")
+    ((again,),) = rows(
+        "SELECT pg_catalog.pg_get_viewdef(%(view)s::pg_catalog.regclass)", view=f"pg_temp.{_AGAIN}"
+    )
+    if same_words(again.rstrip().removesuffix(";")) != same_words(text):
+        raise NotSplitError("not-understood")
+
+
+def _extract(rows: Rows, number: int, partial: Partial, settings: str) -> Extract:
+    """Make the temporary table for a partial query, and return what is copied into it."""
+    name = table_of(number)
+    rows(f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS\n{partial.select}\nWITH NO DATA")
+    columns = rows(COLUMNS, table=f"pg_temp.{name}", key="")
+    if any(is_a_name for _, _, _, is_a_name, *_ in columns):
+        raise NotSplitError("column-type")
+    in_text = any(needs_text for _, _, needs_text, *_ in columns)
+    types = tuple((name, *of_type) for _, name, _, _, *of_type in columns)
+    tables = ", ".join(partial.tables)
+    return Extract(tables, "", partial.select, name, in_text, "", types, (), (settings,))
+
+
+def _refuse_other_columns(rows: Rows, view: str, final: str, sharded: set[int]) -> None:
+    """Refuse a final query whose columns are not the user's, or that reads a shard's own slice."""
+    rows(f"CREATE TEMPORARY VIEW {_FINAL} AS\n{final}")
+    both = [rows(ATTRIBUTES, table=f"pg_temp.{one}") for one in (view, _FINAL)]
+    if both[0] != both[1]:
+        raise NotSplitError("column-type")
+    if sharded & {row[0] for row in rows(RELATIONS, view=f"pg_temp.{_FINAL}")}:
+        raise NotSplitError("not-understood")

@@ -1,0 +1,167 @@
+"""One shard's rows on their way to the database that gathers: sent by a thread of its own.
+
+So all shards compute at once, while the one that gathers takes their rows one after the other.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from dask_shardsql.engine.drivers.base import Query
+from dask_shardsql.engine.drivers.gathering import Extract, Sending
+from dask_shardsql.engine.lending import connection_to
+from dask_shardsql.errors import ConnectionLostError
+from dask_shardsql.topology import Topology
+
+__all__ = ["Sender", "sent_by_all"]
+
+_AT_ONCE = 16
+_PIPE_BYTES = 1 << 16
+
+
+def sent_by_all(
+    topology: Topology, shards: Sequence[str], query: Query, sending: Sending
+) -> Generator[Sender]:
+    """Let every shard begin to send, a few at a time; return each when it is its turn."""
+    left = list(shards)
+    begun: list[Sender] = []
+    try:
+        while left or begun:
+            while left and len(begun) < _AT_ONCE:
+                begun.append(Sender(topology, left.pop(0), query, sending))
+            yield begun[0]
+            begun.pop(0).close()
+    finally:
+        for sender in begun:
+            sender.close()
+
+
+class Sender:
+    """Sends what one shard has, each extract through a pipe.
+
+    Parameters
+    ----------
+    topology : Topology
+        The topology.
+    shard : str
+        Name of the shard.
+    query : Query
+        The query.
+    sending : Sending
+        How it is sent.
+    """
+
+    def __init__(self, topology: Topology, shard: str, query: Query, sending: Sending) -> None:
+        self._topology, self._shard, self._query = topology, shard, query
+        self._sending = sending
+        self._ends: queue.SimpleQueue[Incoming | None] = queue.SimpleQueue()
+        self._failure: BaseException | None = None
+        self._source: Any = None
+        self._is_wanted = True
+        self._thread = threading.Thread(target=self._run, name="dask_shardsql-send", daemon=True)
+        self._thread.start()
+
+    def deliver(
+        self,
+        extract: Extract,
+        receive: Callable[[Extract, Any], None],
+        count: Callable[[int], None],
+    ) -> None:
+        """Let the next extract be received; `count` hears of its bytes, and may raise.
+
+        What the shard has raised is raised here, with its name; all else is the receiver's.
+        """
+        incoming = self._ends.get()
+        if incoming is None:
+            raise self._why()
+        incoming.count = count
+        try:
+            receive(extract, incoming)
+        except BaseException:
+            if incoming.failure is not None:
+                raise incoming.failure from None
+            raise
+        finally:
+            incoming.close()
+        if not incoming.is_whole:  # the receiver has read less than all, and is content
+            raise self._why()
+
+    def close(self) -> None:
+        """End it, whatever it is doing."""
+        self._is_wanted = False
+        while not self._ends.empty():
+            if (end := self._ends.get()) is not None:
+                end.close()
+        if self._thread.is_alive() and (source := self._source) is not None:
+            self._sending.cancel(source)
+        self._thread.join(1.0)
+
+    def _why(self) -> BaseException:
+        """Return what has ended it too early."""
+        self._thread.join()
+        return self._failure or ConnectionLostError("the shard has sent less than it had")
+
+    def _run(self) -> None:
+        try:
+            with connection_to(self._topology, self._shard, self._query) as (_, source):
+                self._source = source
+                try:
+                    self._send(source)
+                finally:
+                    self._source = None
+        except BaseException as error:  # noqa: BLE001 - raised by who receives
+            self._failure = error
+        finally:
+            self._ends.put(None)
+
+    def _send(self, source: Any) -> None:
+        try:
+            self._sending.begin(source)
+            for extract in self._sending.extracts:
+                if not self._is_wanted:
+                    break
+                read_end, write_end = os.pipe()
+                incoming = Incoming(read_end, self._why)
+                with os.fdopen(write_end, "wb", _PIPE_BYTES) as file:
+                    self._ends.put(incoming)
+                    self._sending.send(source, extract, file)
+                    file.flush()
+                    incoming.is_whole = True  # known before the reader meets the end
+        finally:
+            self._sending.end(source)
+
+
+class Incoming:
+    """What is read of one extract; what goes wrong meanwhile is kept in `failure`."""
+
+    def __init__(self, end: int, why: Callable[[], BaseException]) -> None:
+        self._end, self._why = os.fdopen(end, "rb", 0), why
+        self.failure: BaseException | None = None
+        self.is_whole = False
+        self.count: Callable[[int], None] = lambda nbytes: None
+
+    def read(self, size: int = _PIPE_BYTES) -> bytes:
+        """Return some bytes; none at the end of what was sent without an error."""
+        try:
+            data = self._end.read(size)
+            self.count(len(data))
+            if not data and not self.is_whole:
+                raise self._why()
+        except BaseException as error:
+            self.failure = error
+            raise
+        return data
+
+    def readline(self) -> bytes:
+        """Raise: psycopg2 asks whether it is there, and never calls it."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close it; whoever sends then meets an error."""
+        with suppress(OSError):
+            self._end.close()

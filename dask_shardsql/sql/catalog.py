@@ -1,0 +1,75 @@
+"""What is known of a query's tables, and how the rows of it lie."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["Catalog", "Column", "Rows", "Sharded"]
+
+Column = tuple[str, str]
+"""A column, by its table's alias and its name."""
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """A sharded table.
+
+    Parameters
+    ----------
+    key : str
+        Its shard key.
+    group : hashable, optional
+        Tables of one group have rows of equal shard keys on one shard; None if equal values of the
+        key need not be the same value.
+    is_not_null : bool, default False
+        Whether the key is never NULL.
+    """
+
+    key: str
+    group: Hashable = None
+    is_not_null: bool = False
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """What the server knows of a query.
+
+    Parameters
+    ----------
+    sharded : mapping of str to Sharded
+        The sharded tables, by name as the server writes it.
+    reference : frozenset of str
+        All the others, by name in the same form.
+    views : mapping of str to str
+        The texts of those views that read sharded tables.
+    aggregates : frozenset of str
+        Names of the aggregates that the query calls.
+    local : mapping of str to bool
+        Queries in WITH, by name: whether they are the same on every shard.
+    """
+
+    sharded: Mapping[str, Sharded]
+    reference: frozenset[str] = frozenset()
+    views: Mapping[str, str] = field(default_factory=dict)
+    aggregates: frozenset[str] = frozenset()
+    local: Mapping[str, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How rows lie.
+
+    Parameters
+    ----------
+    is_spread : bool
+        Whether a part of them is on each shard; else all are on every shard.
+    keys : mapping
+        Columns whose equal values are on one shard: which group's.
+    never_null : frozenset
+        Those of them that are never NULL.
+    """
+
+    is_spread: bool
+    keys: Mapping[Column, Hashable] = field(default_factory=dict)
+    never_null: frozenset[Column] = frozenset()
