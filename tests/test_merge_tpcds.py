@@ -157,7 +157,7 @@ def check(number, sql, servers):
     expected = dss.collect(sql, servers.reference)
     assert dss.collect(sql, servers.topology, merge="global").equals(expected)
     way = dss.explain(sql, servers.topology, merge="global").strategy
-    assert way == ("direct" if number in ON_REFERENCE_TABLES else "gather")
+    assert way in (["direct"] if number in ON_REFERENCE_TABLES else ["gather", "merge"])
     return len(expected)
 
 
