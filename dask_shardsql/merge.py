@@ -13,6 +13,7 @@ from dask_shardsql.errors import ConfigurationError, ShardSQLError
 from dask_shardsql.query import AskedQuery, PreparedQuery, describe
 from dask_shardsql.run import run_tasks
 from dask_shardsql.split import SplitOptions
+from dask_shardsql.topology import ShardedTable
 
 __all__ = ["Plan", "check_merge", "plan", "prepare"]
 
@@ -140,7 +141,8 @@ def plan(asked: AskedQuery, max_gather_bytes: int, scheduler: Any) -> Plan:
     from dask_shardsql.sql.split import is_union  # sqlglot takes a while
 
     keys = {extract.table: extract.key for extract in survey.extracts}
-    if survey.may_be_union and _are_alike(survey.extracts) and is_union(survey.text, keys):
+    is_alike = _are_alike(survey.extracts) and _share_a_function(survey.extracts, topology.sharded)
+    if survey.may_be_union and is_alike and is_union(survey.text, keys):
         return Plan("union", "row-wise", prepared)
     sizes = _sizes(asked, survey.extracts, scheduler)
     gather = Gather(shards, topology.sharded, max_gather_bytes)
@@ -156,6 +158,12 @@ def _are_alike(extracts: Sequence[Extract]) -> bool:
         kind.partition(" ")[0] for one in extracts for name, kind, _ in one.types if name == one.key
     }
     return kinds <= _INTEGERS or (len(kinds) == 1 and kinds <= _IDENTICAL)
+
+
+def _share_a_function(extracts: Sequence[Extract], sharded: Sequence[ShardedTable]) -> bool:
+    """Whether equal shard keys of all tables are on one shard."""
+    # of all that the topology names: an extract may be a part of one of them, of another name
+    return len(extracts) == 1 or all(sharded[0].is_sharded_like(one) for one in sharded)
 
 
 def _spread(shards: Sequence[Any], sql: str) -> Any:
