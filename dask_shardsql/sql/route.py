@@ -21,8 +21,6 @@ from dask_shardsql.sharding.key_types import read_key, type_of_column, type_of_v
 
 __all__ = ["possible_shards"]
 
-IsKey = Callable[[exp.Expr], bool]
-
 # sqlglot's names of types, and what literals of them are read as
 _TYPES = {
     **dict.fromkeys(("SMALLINT", "INT", "BIGINT"), "integer"),
@@ -45,7 +43,7 @@ _NULL = object()
 
 def possible_shards(
     condition: exp.Expr | None,
-    is_key: IsKey,
+    is_key: Callable[[exp.Expr], bool],
     function: ShardingFunction | None,
     shards: Sequence[str],
     key_type: str,
@@ -147,7 +145,12 @@ _ALL_ROWS, _NO_ROWS = _Rows(_ANY, None), _Rows(_NONE, frozenset())
 class _Reader:
     """Reads conditions on one table's shard key, whose type is `kind` (None: another)."""
 
-    def __init__(self, is_key: IsKey, function: ShardingFunction, kind: str | None) -> None:
+    def __init__(
+        self,
+        is_key: Callable[[exp.Expr], bool],
+        function: ShardingFunction,
+        kind: str | None,
+    ) -> None:
         self._is_key, self._function, self._kind = is_key, function, kind
 
     def rows(self, node: exp.Expr) -> _Rows:
