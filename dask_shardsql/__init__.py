@@ -25,6 +25,14 @@ from dask_shardsql.errors import (
 from dask_shardsql.explanation import Explanation, explain
 from dask_shardsql.frame.read import read_sharded_sql, read_sharded_table
 from dask_shardsql.progress import ShardEvent, listen
+from dask_shardsql.sharding import (
+    ShardByCallable,
+    ShardByHash,
+    ShardByList,
+    ShardByModulo,
+    ShardByRange,
+    ShardingFunction,
+)
 from dask_shardsql.streaming import stream
 from dask_shardsql.topology import Server, Shard, ShardedTable, Topology
 
@@ -42,9 +50,15 @@ __all__ = [
     "SchemaMismatchError",
     "Server",
     "Shard",
+    "ShardByCallable",
+    "ShardByHash",
+    "ShardByList",
+    "ShardByModulo",
+    "ShardByRange",
     "ShardEvent",
     "ShardSQLError",
     "ShardedTable",
+    "ShardingFunction",
     "SnapshotLostError",
     "StatementError",
     "Topology",

@@ -127,8 +127,9 @@ def plan(asked: AskedQuery, max_gather_bytes: int, scheduler: Any) -> Plan:
             "in sharded={'orders': 'o_orderkey'}"
         )
     at = _spread(shards, query.sql)
+    more = (topology.sharded, shards)
     (survey,) = run_tasks(
-        survey_shard, topology, [at], query, "survey-sharded-sql", scheduler, topology.sharded
+        survey_shard, topology, [at], query, "survey-sharded-sql", scheduler, *more
     )
     if isinstance(survey, ShardSQLError):
         raise survey
@@ -136,15 +137,16 @@ def plan(asked: AskedQuery, max_gather_bytes: int, scheduler: Any) -> Plan:
     if not survey.extracts:
         return Plan("direct", "reference-tables", alone)
     split = survey.split
-    if split is not None and split.strategy == "union":
-        if split.reason != "row-wise":
-            _sizes(asked, split.tables, scheduler)  # which compares the shard keys
-        return Plan("union", split.reason, prepared)
+    if split is not None and split.strategy in ("direct", "union"):
+        visited = tuple(s for s in shards if split.shards is None or s in split.shards) or (at,)
+        if len(visited) > 1 and split.reason != "row-wise":
+            _sizes(asked, visited, split.tables, scheduler)  # which compares the shard keys
+        return Plan(split.strategy, split.reason, replace(prepared, shards=visited))
     extracts, final, strategy, reason = survey.extracts, survey.final, "gather", "all-rows"
     if split is not None:
         extracts, final = split.extracts, split.final
         strategy, reason = split.strategy, split.reason
-    sizes = _sizes(asked, extracts, scheduler)
+    sizes = _sizes(asked, shards, extracts, scheduler)
     gather = Gather(shards, topology.sharded, max_gather_bytes, split)
     gathering = replace(alone, answer=replace(prepared.answer, gather=gather))
     return Plan(strategy, reason, gathering, extracts, sizes, final)
@@ -156,14 +158,15 @@ def _spread(shards: Sequence[Any], sql: str) -> Any:
 
 
 def _sizes(
-    asked: AskedQuery, extracts: Sequence[Extract], scheduler: Any
+    asked: AskedQuery, shards: Sequence[str], extracts: Sequence[Extract], scheduler: Any
 ) -> dict[str, Sequence[int]]:
     """Return about how many bytes each shard has of each extract, if its columns are the same."""
     name, query = "estimate-sharded-sql", asked.query
-    found = run_tasks(
-        estimate_shard, asked.topology, asked.shards, query, name, scheduler, extracts
-    )
+    found = run_tasks(estimate_shard, asked.topology, shards, query, name, scheduler, extracts)
     for sizes in found:
         if isinstance(sizes, ShardSQLError):
             raise sizes
-    return dict(zip(asked.shards, found, strict=True))
+    return {
+        shard: [n if one.is_on(shard) else 0 for n, one in zip(sizes, extracts, strict=True)]
+        for shard, sizes in zip(shards, found, strict=True)
+    }

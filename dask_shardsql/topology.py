@@ -21,6 +21,8 @@ from typing import Any
 from dask_shardsql.errors import TopologyError
 from dask_shardsql.secret import PASSWORD_REFERENCES
 from dask_shardsql.server import Server, as_table, known_keys, server_from_mapping
+from dask_shardsql.sharding.function import ShardingFunction
+from dask_shardsql.sharding.options import function_from_options
 
 __all__ = ["Server", "Shard", "ShardedTable", "Topology"]
 
@@ -68,10 +70,39 @@ class ShardedTable:
         The table's name, with its schema where needed (``sales.orders``).
     key : str
         The shard key: the column whose value says on which shard a row is.
+    function : ShardingFunction, optional
+        On which shard a row is, by its shard key; unknown by default.
+
+    Raises
+    ------
+    TopologyError
+        The function is none.
     """
 
     name: str
     key: str
+    function: ShardingFunction | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.function, ShardingFunction | None):
+            raise TopologyError(
+                f"the function of sharded table {self.name!r} must be a sharding function, such as "
+                f"ShardByModulo or ShardByCallable(your_own), not {self.function!r}"
+            )
+
+    def is_sharded_like(self, other: ShardedTable) -> bool:
+        """Whether rows of both tables with equal shard keys are on one shard.
+
+        That is so where both have the same sharding function, or neither names one: tables
+        without are taken to share one. Whether keys of different types are ever equal is another
+        question.
+
+        Parameters
+        ----------
+        other : ShardedTable
+            The other table.
+        """
+        return self.function == other.function
 
 
 @dataclass(frozen=True)
@@ -88,7 +119,7 @@ class Topology:
     Raises
     ------
     TopologyError
-        When there is no shard, or two have one name.
+        When there is no shard, two have one name, or a sharding function names one that is none.
 
     Examples
     --------
@@ -107,13 +138,22 @@ class Topology:
             raise TopologyError("a topology needs at least one shard, none is named")
         _unique("shards", [shard.name for shard in self.shards])
         _unique("sharded tables", [table.name for table in self.sharded])
+        names = {shard.name for shard in self.shards}
+        for table in self.sharded:
+            if table.function is not None and (other := table.function.shard_names - names):
+                known = ", ".join(repr(shard.name) for shard in self.shards[:20])
+                raise TopologyError(
+                    f"the sharding function of table {table.name!r} names the shards "
+                    f"{', '.join(map(repr, sorted(other)))}, which the topology does not have: "
+                    f"name its own, {known}"
+                )
 
     @classmethod
     def from_dsns(
         cls,
         dsns: Sequence[str] | Mapping[str, str],
         *,
-        sharded: Mapping[str, str] | None = None,
+        sharded: Mapping[str, str | Mapping[str, Any]] | None = None,
         names: Sequence[str] | None = None,
     ) -> Topology:
         """Make a topology from one connection string per shard.
@@ -122,8 +162,10 @@ class Topology:
         ----------
         dsns : sequence of str, or mapping of shard name to str
             libpq keywords, URLs or service names: see :meth:`Server.from_dsn`.
-        sharded : mapping of str to str, optional
-            Name of each sharded table, and its shard key.
+        sharded : mapping of str to (str or mapping), optional
+            Name of each sharded table, and its shard key; or ``{"key": ..., "function": ...}`` and
+            what the function takes: a kind (``"hash"``), a function of yours, or a
+            :class:`ShardingFunction`.
         names : sequence of str, optional
             Names of the shards, when `dsns` is a sequence; ``s1``, ``s2``, ... by default.
 
@@ -158,7 +200,9 @@ class Topology:
         ----------
         path : path
             The file: ``[[shards]]`` tables (``name``, and ``dsn`` or connection keywords), an
-            optional ``[defaults]`` table for all of them, and ``[sharded]`` with ``table = "key"``.
+            optional ``[defaults]`` table for all of them, and ``[sharded]`` with ``table = "key"``,
+            or with a table that has the ``key``, a ``function``, and what that takes. The path of
+            a lookup table's file starts from the directory of this one.
 
         Raises
         ------
@@ -181,7 +225,7 @@ class Topology:
             problem = f"{file} is not valid TOML {where.group() if where else ''}".rstrip()
         if problem:  # raised here, so that no chained exception repeats the file's text
             raise TopologyError(f"cannot read the topology: {problem}")
-        topology = cls.from_mapping(parsed, source=str(file))
+        topology = cls._from_mapping(parsed, str(file), file.parent)
         if topology.has_literal_secrets and os.name == "posix" and mode & 0o077:
             raise TopologyError(
                 f"{file} holds a literal password and others may read it (mode {mode:04o}). "
@@ -197,15 +241,20 @@ class Topology:
         Parameters
         ----------
         mapping : mapping
-            ``shards``, ``defaults`` and ``sharded``.
+            ``shards``, ``defaults`` and ``sharded``. The path of a lookup table's file starts from
+            the current directory.
         source : str, optional
             What errors call it.
 
         Raises
         ------
         TopologyError
-            A key is unknown or missing; the message names it, and the shard.
+            A key is unknown or missing; the message names it, and the shard or table.
         """
+        return cls._from_mapping(mapping, source, Path())
+
+    @classmethod
+    def _from_mapping(cls, mapping: Mapping[str, Any], source: str, directory: Path) -> Topology:
         mapping = as_table(mapping, source)
         known_keys(mapping, ("defaults", "sharded", "shards"), source)
         defaults = as_table(mapping.get("defaults", {}), f"[defaults] of {source}")
@@ -231,10 +280,14 @@ class Topology:
         for table, value in as_table(mapping.get("sharded", {}), f"[sharded] of {source}").items():
             where = f"[sharded] {table!r} of {source}"
             fields = {"key": value} if isinstance(value, str) else as_table(value, where)
-            known_keys(fields, ("key",), where)
-            if not isinstance(fields.get("key"), str) or not fields["key"]:
+            key = fields.pop("key", None)
+            if not fields.get("function"):
+                known_keys(fields, ("key", "function"), where)
+            if not isinstance(key, str) or not key:
                 raise TopologyError(f'{where} names no shard key: write {table} = "column"')
-            tables.append(ShardedTable(str(table), fields["key"]))
+            names = [shard.name for shard in shards]
+            function = function_from_options(fields, where, names, directory)
+            tables.append(ShardedTable(str(table), key, function))
         return cls(tuple(shards), tuple(tables))
 
     @property
@@ -261,7 +314,10 @@ class Topology:
             )
             for shard in self.shards
         ]
-        tables = [(table.name, table.key) for table in self.sharded]
+        tables = [
+            (table.name, table.key, table.function and table.function.token())
+            for table in self.sharded
+        ]
         return hashlib.sha256(json.dumps([plain, tables]).encode()).hexdigest()[:16]
 
     def shard(self, name: str) -> Shard:
@@ -285,7 +341,10 @@ class Topology:
         shown = [f"{shard.name!r} at {shard.primary.address}" for shard in self.shards[:8]]
         if len(self.shards) > 8:
             shown.append(f"... {len(self.shards)} in all")
-        tables = {table.name: table.key for table in self.sharded}
+        tables = {
+            table.name: (table.key, table.function) if table.function else table.key
+            for table in self.sharded
+        }
         return f"Topology(shards=[{', '.join(shown)}], sharded={tables})"
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from contextlib import redirect_stdout
+from datetime import date
 from io import StringIO
 from pathlib import Path
 
@@ -44,6 +45,15 @@ def test_readme_toml_is_a_topology(tmp_path):
     (text,) = (code for language, code in BLOCKS if language == "toml")
     topology = dss.Topology.from_mapping(tomllib.loads(text))
     assert [shard.name for shard in topology.shards] == ["north", "south", "east"]
+
+
+def test_readme_sharding_functions_are_part_of_such_a_topology():
+    (text,) = (code for language, code in BLOCKS if language == "toml")
+    (functions,) = (code for _, code in BLOCKS if code.startswith("[sharded.orders]"))
+    together = tomllib.loads(text.partition("[sharded]")[0] + functions)
+    orders, lineitem = dss.Topology.from_mapping(together).sharded
+    assert orders.function == dss.ShardByModulo(["north", "south", "east"])
+    assert lineitem.function.shard_of(date(1997, 1, 1)) == "east"
 
 
 def run_example(name, *arguments):

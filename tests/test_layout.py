@@ -21,8 +21,9 @@ ORDER = [
     {"errors", "progress", "secret"},
     {"dsn"},
     {"server"},
+    {"sharding"},  # a topology's file describes sharding functions, so they come before it
     {"topology"},
-    {"sharding", "config"},
+    {"config"},
     {"sql"},
     {"engine"},
     {"run"},

@@ -25,7 +25,7 @@ from dask_shardsql.engine.drivers.gathering import (
 from dask_shardsql.engine.lending import connection_to, naming
 from dask_shardsql.engine.pools import pool_of
 from dask_shardsql.engine.registry import TopologyRef
-from dask_shardsql.engine.sending import Sender, sent_by_all
+from dask_shardsql.engine.sending import sent_by_all
 from dask_shardsql.errors import MergeRefusedError, ShardSQLError
 from dask_shardsql.topology import ShardedTable, Topology
 
@@ -55,7 +55,11 @@ class Gather:
 
 
 def survey_shard(
-    ref: TopologyRef, shard: str, query: Query, sharded: Sequence[ShardedTable]
+    ref: TopologyRef,
+    shard: str,
+    query: Query,
+    sharded: Sequence[ShardedTable],
+    shards: Sequence[str],
 ) -> Survey | ShardSQLError:
     """Return what a query reads of the sharded tables, as one shard sees it, or its error."""
     try:
@@ -64,7 +68,7 @@ def survey_shard(
             try:
                 survey = gathering.survey()
                 if survey.extracts and isinstance(gathering, Splitting):
-                    survey = replace(survey, split=gathering.split())
+                    survey = replace(survey, split=gathering.split(shards))
                 return survey
             finally:
                 gathering.abandon()
@@ -129,7 +133,7 @@ def read_gathered(
     others = [shard for shard in gather.shards if shard != at]
     with naming(at, pool, query), pool.apart(query.query_id, at) as session:
         if gather.split is not None:
-            gathering = driver.merging(session, query, gather.split)
+            gathering = driver.merging(session, query, gather.split, at)
         else:
             gathering = driver.gathering(session, query, gather.sharded)
         try:
@@ -147,15 +151,13 @@ def read_gathered(
             driver.close(session)
 
 
-def _receive_all(gathering: Any, senders: Generator[Sender], count: Callable[[int], None]) -> None:
+def _receive_all(gathering: Any, senders: Generator[Any], count: Callable[[int], None]) -> None:
     """Take what all shards send, which they begin to before this one computes its own part."""
-    is_prepared = False
     with closing(senders):
+        next(senders)  # all have begun
+        gathering.prepare()
         for sender in senders:
-            if not is_prepared:
-                gathering.prepare()
-                is_prepared = True
-            for extract in gathering.extracts:
+            for extract in sender.extracts:
                 sender.deliver(extract, gathering.receive, count)
 
 

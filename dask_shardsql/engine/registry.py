@@ -131,7 +131,7 @@ def pack(topology: Topology) -> tuple[Any, ...]:
         )
         for shard in topology.shards
     ]
-    return (shards, [(table.name, table.key) for table in topology.sharded])
+    return (shards, [(table.name, table.key, table.function) for table in topology.sharded])
 
 
 def unpack(packed: tuple[Any, ...]) -> Topology:
@@ -154,7 +154,7 @@ def unpack(packed: tuple[Any, ...]) -> Topology:
             )
             for name, servers in shards
         ),
-        tuple(ShardedTable(name, key) for name, key in tables),
+        tuple(ShardedTable(name, key, function) for name, key, function in tables),
     )
 
 

@@ -26,16 +26,24 @@ _PIPE_BYTES = 1 << 16
 
 def sent_by_all(
     topology: Topology, shards: Sequence[str], query: Query, sending: Sending
-) -> Generator[Sender]:
-    """Let every shard begin to send, a few at a time; return each when it is its turn."""
-    left = list(shards)
+) -> Generator[Sender | None]:
+    """Let every shard begin to send, a few at a time; yield nothing, then each at its turn."""
+    asked = {shard: [one for one in sending.extracts if one.is_on(shard)] for shard in shards}
+    left = [shard for shard in shards if asked[shard]]
     begun: list[Sender] = []
+
+    def begin() -> None:
+        while left and len(begun) < _AT_ONCE:
+            shard = left.pop(0)
+            begun.append(Sender(topology, shard, query, sending, asked[shard]))
+
     try:
-        while left or begun:
-            while left and len(begun) < _AT_ONCE:
-                begun.append(Sender(topology, left.pop(0), query, sending))
+        begin()
+        yield None
+        while begun:
             yield begun[0]
             begun.pop(0).close()
+            begin()
     finally:
         for sender in begun:
             sender.close()
@@ -54,11 +62,20 @@ class Sender:
         The query.
     sending : Sending
         How it is sent.
+    extracts : sequence of Extract
+        What is asked of it.
     """
 
-    def __init__(self, topology: Topology, shard: str, query: Query, sending: Sending) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        shard: str,
+        query: Query,
+        sending: Sending,
+        extracts: Sequence[Extract],
+    ) -> None:
         self._topology, self._shard, self._query = topology, shard, query
-        self._sending = sending
+        self._sending, self.extracts = sending, extracts
         self._ends: queue.SimpleQueue[Incoming | None] = queue.SimpleQueue()
         self._failure: BaseException | None = None
         self._source: Any = None
@@ -121,8 +138,8 @@ class Sender:
 
     def _send(self, source: Any) -> None:
         try:
-            self._sending.begin(source)
-            for extract in self._sending.extracts:
+            self._sending.begin(source, self.extracts)
+            for extract in self.extracts:
                 if not self._is_wanted:
                     break
                 read_end, write_end = os.pipe()

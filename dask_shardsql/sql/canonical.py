@@ -27,11 +27,13 @@ __all__ = [
     "given",
     "inner_queries",
     "is_aggregate",
+    "is_column",
     "name_of",
     "output_names",
     "parse",
     "plain",
     "quoted",
+    "renames",
     "same_words",
     "source_of",
     "table_name",
@@ -160,6 +162,17 @@ def source_of(node: Any) -> Any:
     return node
 
 
+def is_column(node: Any, column: tuple[str, str]) -> bool:
+    """Whether a node is that column, written with its alias."""
+    return column_of(node) == column
+
+
+def renames(source: exp.Expr) -> bool:
+    """Whether the columns of a table or query in FROM get other names."""
+    alias = source.args.get("alias")
+    return isinstance(alias, exp.TableAlias) and bool(alias.columns)
+
+
 def inner_queries(node: Any) -> list[Any]:
     """Return the queries in an expression, not those inside of them."""
     found: list[Any] = []
@@ -195,15 +208,14 @@ def is_aggregate(node: exp.Expr, aggregates: Iterable[str]) -> bool:
 
 
 def output_names(query: Any) -> list[str]:
-    """Return the names of a query's columns."""
+    """Return the names of a query's columns; those that nobody can ask for have any."""
     while isinstance(query, exp.SetOperation | exp.Subquery):
         query = query.this
     names = []
     for item in query.expressions:
         if isinstance(item, exp.Alias):
             names.append(name_of(item.args["alias"]))
-        elif (column := column_of(item)) is not None:
-            names.append(column[1])
         else:
-            raise NotSplitError("not-understood")
+            column = column_of(item)
+            names.append("?column?" if column is None else column[1])
     return names

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
+from dask_shardsql.sharding import ShardingFunction
+
 __all__ = ["Catalog", "Column", "Rows", "Sharded"]
 
 Column = tuple[str, str]
@@ -24,11 +26,17 @@ class Sharded:
         key need not be the same value.
     is_not_null : bool, default False
         Whether the key is never NULL.
+    function : ShardingFunction, optional
+        Says on which shard a row is.
+    key_type : str
+        The key's type, as ``format_type`` writes it; empty if equal values need not be the same.
     """
 
     key: str
     group: Hashable = None
     is_not_null: bool = False
+    function: ShardingFunction | None = None
+    key_type: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,8 @@ class Catalog:
         Names of the aggregates that the query calls.
     local : mapping of str to bool
         Queries in WITH, by name: whether they are the same on every shard.
+    shards : tuple of str
+        Names of all shards.
     """
 
     sharded: Mapping[str, Sharded]
@@ -54,6 +64,7 @@ class Catalog:
     views: Mapping[str, str] = field(default_factory=dict)
     aggregates: frozenset[str] = frozenset()
     local: Mapping[str, bool] = field(default_factory=dict)
+    shards: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,11 +76,14 @@ class Rows:
     is_spread : bool
         Whether a part of them is on each shard; else all are on every shard.
     keys : mapping
-        Columns whose equal values are on one shard: which group's.
+        Columns whose equal values are on one shard: as which table's shard key.
     never_null : frozenset
         Those of them that are never NULL.
+    shards : frozenset of str, optional
+        Names of the shards that may have any; all by default.
     """
 
     is_spread: bool
-    keys: Mapping[Column, Hashable] = field(default_factory=dict)
+    keys: Mapping[Column, Sharded] = field(default_factory=dict)
     never_null: frozenset[Column] = frozenset()
+    shards: frozenset[str] | None = None

@@ -6,7 +6,9 @@ other: rows that are joined, grouped or looked up in another query are then on o
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from sqlglot import exp
@@ -15,6 +17,7 @@ from dask_shardsql.sql.canonical import (
     NotSplitError,
     Query,
     alias_of,
+    all_of,
     column_of,
     conjuncts,
     given,
@@ -22,7 +25,7 @@ from dask_shardsql.sql.canonical import (
     is_aggregate,
     name_of,
     output_names,
-    plain,
+    renames,
     table_name,
 )
 from dask_shardsql.sql.catalog import (
@@ -30,7 +33,8 @@ from dask_shardsql.sql.catalog import (
     Column,
     Rows,
 )
-from dask_shardsql.sql.joins import joins_of, what_is_inner
+from dask_shardsql.sql.joins import equal_columns, joins_of, what_is_inner
+from dask_shardsql.sql.route import possible_shards
 
 __all__ = ["groups_are_whole", "has_aggregates", "rows_of", "rows_of_source"]
 
@@ -115,9 +119,8 @@ def rows_of(query: Any, catalog: Catalog, outer: Rows | None = None) -> Rows | N
         if (column := _key(item, rows.keys)) is not None
     }
     keys = {name: rows.keys[column] for name, column in found.items()}
-    return Rows(
-        True, keys, frozenset(n for n, column in found.items() if column in rows.never_null)
-    )
+    never = frozenset(n for n, column in found.items() if column in rows.never_null)
+    return Rows(True, keys, never, rows.shards)
 
 
 def _is_definite(query: exp.Select, catalog: Catalog) -> bool:
@@ -147,27 +150,49 @@ def rows_of_source(query: exp.Select, catalog: Catalog, outer: Rows | None = Non
         return _REFERENCE if not inner_queries(query) else None
     if query.args.get("laterals"):
         return None
-    equal = _equal_columns(what_is_inner(query)[1])
+    _, conditions = what_is_inner(query)
+    equal = equal_columns(conditions)
     rows = _rows_of_item(source.this, catalog, equal)
     for join in query.args.get("joins") or []:
         rows = _joined(rows, join, catalog, equal)
     if rows is None:
         return None
-    if rows.is_spread:  # what equals a key is one
-        more = {
-            column: group
-            for key, group in rows.keys.items()
-            for column in equal.get(key, ())
-            if column not in rows.keys
-        }
-        keys = {**more, **rows.keys}
-        rows = Rows(True, keys, rows.never_null | {key for key in keys if key in equal})
+    if rows.is_spread:
+        rows = _with_conditions(rows, conditions, equal, catalog)
     # a query inside of another is on the shard of the row that it is asked for
     if outer is not None and rows.is_spread and not _meets(rows, outer, equal):
         return None
     if not all(_is_at_hand(one, rows, catalog) for one in _in_expressions(query)):
         return None
     return rows
+
+
+def _with_conditions(
+    rows: Rows, conditions: list[Any], equal: Mapping[Column, set[Column]], catalog: Catalog
+) -> Rows:
+    """Return what is known of rows that meet conditions: what equals a key is one, and where."""
+    keys = dict(rows.keys)
+    for key, table in rows.keys.items():
+        for column in equal.get(key, ()):
+            keys.setdefault(column, replace(table, function=None))
+    shards = rows.shards
+    condition = all_of(conditions)
+    for key, table in rows.keys.items():
+        if table.function is None or condition is None:
+            continue
+        same = {
+            other
+            for other in equal.get(key, ())
+            if other in rows.keys and rows.keys[other].group == table.group
+        }
+        is_key = functools.partial(_is_one_of, columns={key, *same})
+        found = possible_shards(condition, is_key, table.function, catalog.shards, table.key_type)
+        shards = found if shards is None else shards & found
+    return Rows(True, keys, rows.never_null | {key for key in keys if key in equal}, shards)
+
+
+def _is_one_of(node: Any, columns: set[Column]) -> bool:
+    return column_of(node) in columns
 
 
 def _results(query: exp.Select) -> list[Any]:
@@ -221,10 +246,11 @@ def _is_key_in(condition: exp.In, rows: Rows, catalog: Catalog) -> bool:
     if key is None or found is None or not found.is_spread:
         return False
     names = output_names(query)
-    return len(names) == 1 and found.keys.get(("", names[0]), object()) == rows.keys[key]
+    other = found.keys.get(("", names[0]))
+    return len(names) == 1 and other is not None and other.group == rows.keys[key].group
 
 
-def _key(expression: Any, keys: Mapping[Column, Hashable]) -> Column | None:
+def _key(expression: Any, keys: Mapping[Column, Any]) -> Column | None:
     """Return the column that an expression is, if it is a key."""
     if isinstance(expression, exp.Alias):
         expression = expression.this
@@ -242,33 +268,10 @@ def _key(expression: Any, keys: Mapping[Column, Hashable]) -> Column | None:
 def _meets(rows: Rows, outer: Rows, equal: Mapping[Column, set[Column]]) -> bool:
     """Whether a key of the inner rows equals one of the outer rows."""
     return any(
-        outer.keys.get(column, object()) == group
-        for key, group in rows.keys.items()
+        column in outer.keys and outer.keys[column].group == table.group
+        for key, table in rows.keys.items()
         for column in equal.get(key, ())
     )
-
-
-def _equal_columns(conditions: Iterable[Any]) -> dict[Column, set[Column]]:
-    """Return for each column the others that it is equal to, directly or through others."""
-    classes: dict[Column, set[Column]] = {}
-    for condition in conditions:
-        if not isinstance(condition, exp.EQ):
-            continue
-        left, right = column_of(_as_text(condition.left)), column_of(_as_text(condition.right))
-        if left is None or right is None:
-            continue
-        together = classes.get(left, {left}) | classes.get(right, {right})
-        for column in together:
-            classes[column] = together
-    return classes
-
-
-def _as_text(node: Any) -> Any:
-    """Return what is cast to text, which all texts are before they are compared."""
-    node = plain(node)
-    if isinstance(node, exp.Cast) and node.to.this == exp.DataType.Type.TEXT:
-        return node.this
-    return node
 
 
 def _rows_of_item(item: Any, catalog: Catalog, equal: Mapping[Column, set[Column]]) -> Rows | None:
@@ -288,7 +291,7 @@ def _rows_of_item(item: Any, catalog: Catalog, equal: Mapping[Column, set[Column
 def _rows_of_relation(item: Any, catalog: Catalog) -> Rows | None:
     alias = alias_of(item)
     if isinstance(item, exp.Table):
-        if given(item) - {"this", "db", "alias", "joins"} or _renames(item):
+        if given(item) - {"this", "db", "alias", "joins"} or renames(item):
             return None
         if not isinstance(item.this, exp.Identifier):
             return None
@@ -297,7 +300,7 @@ def _rows_of_relation(item: Any, catalog: Catalog) -> Rows | None:
             return _REFERENCE if catalog.local[name] else None
         if (table := catalog.sharded.get(name)) is not None:
             key = (alias, table.key)
-            keys = {} if table.group is None else {key: table.group}
+            keys = {} if table.group is None else {key: table}
             return Rows(True, keys, frozenset([key] if table.is_not_null else []) & {*keys})
         if name not in catalog.reference:
             raise NotSplitError("not-understood")
@@ -311,17 +314,12 @@ def _rows_of_relation(item: Any, catalog: Catalog) -> Rows | None:
         if rows is None or not rows.is_spread:
             return rows
         old = output_names(item.this)
-        new = [name_of(one) for one in item.args["alias"].columns] if _renames(item) else []
+        new = [name_of(one) for one in item.args["alias"].columns] if renames(item) else []
         named = list(zip(old, new + old[len(new) :], strict=True))
         keys = {(alias, new): rows.keys["", o] for o, new in named if ("", o) in rows.keys}
         never = frozenset((alias, new) for o, new in named if ("", o) in rows.never_null)
-        return Rows(True, keys, never)
+        return Rows(True, keys, never, rows.shards)
     return None
-
-
-def _renames(item: exp.Expr) -> bool:
-    alias = item.args.get("alias")
-    return isinstance(alias, exp.TableAlias) and bool(alias.columns)
 
 
 def _joined(
@@ -346,13 +344,16 @@ def _joined(
         if not is_preserved.get(kind, False):
             return None  # a reference table's rows without a partner would be there on each shard
         return left if left.is_spread else right
-    by_it = _equal_columns(conjuncts(join.args.get("on")))
+    by_it = equal_columns(conjuncts(join.args.get("on")))
     if not _are_colocated(left, right, by_it, join) and not (
         kind == "inner" and _are_colocated(left, right, equal, join)
     ):
         return None
     if kind == "inner":
-        return Rows(True, {**left.keys, **right.keys}, left.never_null | right.never_null)
+        both = [one.shards for one in (left, right) if one.shards is not None]
+        shards = frozenset.intersection(*both) if both else None
+        keys = {**left.keys, **right.keys}
+        return Rows(True, keys, left.never_null | right.never_null, shards)
     return {"left": left, "right": right}.get(kind, Rows(True))
 
 
@@ -360,9 +361,9 @@ def _are_colocated(
     left: Rows, right: Rows, equal: Mapping[Column, set[Column]], join: exp.Join
 ) -> bool:
     using = {name_of(one) for one in join.args.get("using") or []}
-    for key, group in left.keys.items():
-        for other, its_group in right.keys.items():
-            if group == its_group and (
+    for key, table in left.keys.items():
+        for other, its_table in right.keys.items():
+            if table.group == its_table.group and (
                 other in equal.get(key, ()) or (key[1] == other[1] and key[1] in using)
             ):
                 return True
@@ -382,4 +383,6 @@ def _rows_of_set(query: exp.SetOperation, catalog: Catalog) -> Rows | None:
         return None
     if query.args.get("order"):
         return None
-    return Rows(True)
+    visited = [side.shards for side in sides if side is not None]
+    is_known = all(one is not None for one in visited)
+    return Rows(True, shards=frozenset().union(*filter(None, visited)) if is_known else None)

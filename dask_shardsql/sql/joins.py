@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sqlglot import exp
 
-from dask_shardsql.sql.canonical import Query, alias_of, conjuncts
+from dask_shardsql.sql.canonical import Query, alias_of, column_of, conjuncts, plain
+from dask_shardsql.sql.catalog import Column
 
-__all__ = ["joins_of", "relations_of", "what_is_inner"]
+__all__ = ["equal_columns", "joins_of", "relations_of", "what_is_inner"]
 
 
 def relations_of(query: exp.Select) -> Iterator[Any]:
@@ -82,3 +83,26 @@ def _conditions_of_inner_joins(query: exp.Select, inner: set[str]) -> list[Any]:
         if alias_of(join.this) in inner:
             found += list(conjuncts(join.args["on"]))
     return found
+
+
+def equal_columns(conditions: Iterable[Any]) -> dict[Column, set[Column]]:
+    """Return for each column the others that it is equal to, directly or through others."""
+    classes: dict[Column, set[Column]] = {}
+    for condition in conditions:
+        if not isinstance(condition, exp.EQ):
+            continue
+        left, right = column_of(_as_text(condition.left)), column_of(_as_text(condition.right))
+        if left is None or right is None:
+            continue
+        together = classes.get(left, {left}) | classes.get(right, {right})
+        for column in together:
+            classes[column] = together
+    return classes
+
+
+def _as_text(node: Any) -> Any:
+    """Return what is cast to text, which all texts are before they are compared."""
+    node = plain(node)
+    if isinstance(node, exp.Cast) and node.to.this == exp.DataType.Type.TEXT:
+        return node.this
+    return node

@@ -16,6 +16,7 @@ from dask_shardsql.sql.canonical import (
     given,
     inner_queries,
     name_of,
+    renames,
     table_name,
 )
 from dask_shardsql.sql.catalog import (
@@ -49,7 +50,7 @@ class Outer:
             for one in relations_of(query)
             if isinstance(one, exp.Table) and alias_of(one) in inner
             if table_name(one) in catalog.reference and table_name(one) not in catalog.local
-            if not given(one) - {"this", "db", "alias", "joins"}
+            if not given(one) - {"this", "db", "alias", "joins"} and not renames(one)
         }
         return Outer({**self.tables, **tables}, [*self.conditions, *conditions])
 

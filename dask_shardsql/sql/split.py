@@ -52,9 +52,9 @@ class SplitQuery:
 
     Parameters
     ----------
-    strategy : {"union", "merge", "gather"}
-        The shards' answers are the answer; or there are partial queries, and a final one: "gather"
-        where all of them read rows of one table.
+    strategy : {"direct", "union", "merge", "gather"}
+        One shard has all; the shards' answers are the answer; or there are partial queries, and a
+        final one: "gather" where all of them read rows of one table.
     reason : str
         A word for why, which stays the same.
     partials : tuple of Partial
@@ -63,6 +63,8 @@ class SplitQuery:
         The query over them.
     as_read : str
         The whole query as it was understood, for the server to compare.
+    shards : frozenset of str, optional
+        The shards that may have rows for it; all by default.
     """
 
     strategy: str
@@ -70,6 +72,7 @@ class SplitQuery:
     partials: tuple[Partial, ...]
     final: str
     as_read: str
+    shards: frozenset[str] | None = None
 
 
 def split(text: str, catalog: Catalog, describe: Describe) -> SplitQuery:
@@ -98,17 +101,29 @@ def split(text: str, catalog: Catalog, describe: Describe) -> SplitQuery:
     tree = _without_single_use(tree)
     rows = rows_of(tree, catalog)
     if rows is not None and rows.is_spread:
-        grouped = tree.args.get("group") is not None
-        return SplitQuery("union", "whole-groups" if grouped else "row-wise", (), "", as_read)
+        if _is_on_one(rows.shards):
+            return SplitQuery("direct", "shard-key", (), "", as_read, rows.shards)
+        reason = "whole-groups" if tree.args.get("group") is not None else "row-wise"
+        return SplitQuery("union", reason, (), "", as_read, rows.shards)
     splitter = Splitter(catalog, describe)
     final = written(splitter.query(tree))
-    kinds = {partial.kind for partial in splitter.partials}
-    if not kinds:
+    partials = tuple(splitter.partials)
+    if not partials:
         raise NotSplitError("not-understood")  # the caller knows that it reads sharded tables
+    visited = [partial.shards for partial in partials]
+    is_known = all(one is not None for one in visited)
+    shards = frozenset().union(*filter(None, visited)) if is_known else None
+    if _is_on_one(shards):
+        return SplitQuery("direct", "shard-key", (), "", as_read, shards)
+    kinds = {partial.kind for partial in partials}
     if kinds == {"table"}:
-        return SplitQuery("gather", "all-rows", tuple(splitter.partials), final, as_read)
+        return SplitQuery("gather", "all-rows", partials, final, as_read, shards)
     reason = kinds.pop() if len(kinds) == 1 else "parts"
-    return SplitQuery("merge", reason, tuple(splitter.partials), final, as_read)
+    return SplitQuery("merge", reason, partials, final, as_read, shards)
+
+
+def _is_on_one(shards: frozenset[str] | None) -> bool:
+    return shards is not None and len(shards) <= 1
 
 
 def _refuse_aggregates(tree: Any, catalog: Catalog) -> None:

@@ -26,16 +26,16 @@ from dask_shardsql.sql.canonical import (
     column_of,
     given,
     inner_queries,
+    is_column,
     name_of,
     output_names,
     plain,
     quoted,
+    renames,
     table_name,
     written,
 )
-from dask_shardsql.sql.catalog import (
-    Catalog,
-)
+from dask_shardsql.sql.catalog import Catalog, Rows
 from dask_shardsql.sql.colocation import (
     groups_are_whole,
     has_aggregates,
@@ -52,6 +52,7 @@ from dask_shardsql.sql.pushing import (
     Outer,
     pushed_to,
 )
+from dask_shardsql.sql.route import possible_shards
 
 __all__ = ["Partial", "Splitter", "table_of"]
 
@@ -75,11 +76,14 @@ class Partial:
         orders; rows of one table.
     tables : tuple of str
         The sharded tables that are read.
+    shards : frozenset of str, optional
+        Names of the shards that may have any of it; all by default.
     """
 
     select: str
     kind: str
     tables: tuple[str, ...]
+    shards: frozenset[str] | None = None
 
 
 def table_of(number: int) -> str:
@@ -147,15 +151,15 @@ class Splitter:
         has_windows = any(one.find(exp.Window) is not None for one in parts(query))
         if not has_windows:
             if not is_grouped or (query.args.get("group") and groups_are_whole(query, rows)):
-                return self._rows(query)
+                return self._rows(query, rows)
             try:
-                store = functools.partial(self.add, kind="aggregates")
+                store = functools.partial(self.add, kind="aggregates", shards=rows.shards)
                 return Grouped(query, self._catalog, self._describe, store).final()
             except RowsNeededError:
                 pass
-        return self._columns(query)
+        return self._columns(query, rows)
 
-    def add(self, select: exp.Select, kind: str) -> exp.Table:
+    def add(self, select: exp.Select, kind: str, shards: frozenset[str] | None = None) -> exp.Table:
         """Keep a partial query; return the table with its answers."""
         names = {table_name(table) for table in select.find_all(exp.Table)}
         needed = [cte for cte in self._ctes if written(cte.args["alias"].this) in names]
@@ -163,13 +167,13 @@ class Splitter:
             select = select.copy()
             select.set("with_", exp.With(expressions=[cte.copy() for cte in self._ctes]))
         read = tuple(sorted(name for name in names if name in self._catalog.sharded))
-        partial = Partial(written(select), kind, read)
+        partial = Partial(written(select), kind, read, shards)
         if partial not in self.partials:
             self.partials.append(partial)
         name = table_of(self.partials.index(partial))
         return exp.Table(this=quoted(name), db=exp.to_identifier("pg_temp"))
 
-    def _rows(self, query: exp.Select) -> exp.Select:
+    def _rows(self, query: exp.Select, rows: Rows) -> exp.Select:
         """Split a query whose rows are found on the shards, to be ordered, cut or made distinct."""
         part, final = query.copy(), exp.Select()
         expressions = [without_alias(item) for item in query.expressions]
@@ -206,10 +210,10 @@ class Splitter:
             part.set("order", None)
         both = [*expressions, *hidden]
         part.set("expressions", [exp.alias_(e.copy(), f"c{n}") for n, e in enumerate(both)])
-        final.set("from_", from_stored(self.add(part, "rows")))
+        final.set("from_", from_stored(self.add(part, "rows", rows.shards)))
         return final
 
-    def _columns(self, query: exp.Select) -> exp.Select:
+    def _columns(self, query: exp.Select, rows: Rows) -> exp.Select:
         """Split a query whose rows are joined on the shards, and all else is done with all rows."""
         self._refuse_spread(query)
         final = query.copy()
@@ -240,7 +244,7 @@ class Splitter:
         for name in ("from_", "joins", "where"):
             part.set(name, copied(query.args.get(name)))
             final.set(name, None)
-        final.set("from_", from_stored(self.add(part, "columns")))
+        final.set("from_", from_stored(self.add(part, "columns", rows.shards)))
         return final
 
     def _refuse_spread(self, query: exp.Select) -> None:
@@ -277,12 +281,13 @@ class Splitter:
         self, table: exp.Table, query: Any, found: Any, inside: Outer, *, is_only: bool
     ) -> None:
         """Let a table be read from one with the rows and columns that are needed of it."""
-        if given(table) - {"this", "db", "alias", "joins"}:
+        if given(table) - {"this", "db", "alias", "joins"} or renames(table):
             raise NotSplitError("not-understood")
         if any(join.args.get("using") for join in query.find_all(exp.Join)):
             raise NotSplitError("using")
         alias = alias_of(table)
-        needed = {self._catalog.sharded[table_name(table)].key}
+        sharded = self._catalog.sharded[table_name(table)]
+        needed = {sharded.key}
         for node in query.find_all(exp.Column):
             column = column_of(node)
             if column is None or (not column[0] and not is_only):
@@ -293,9 +298,14 @@ class Splitter:
         plain_table = exp.Table(this=table.this.copy(), db=copied(table.args.get("db")))
         plain_table.set("alias", exp.TableAlias(this=quoted(alias)))
         part = exp.Select(expressions=columns).from_(plain_table)
-        if (condition := all_of(pushed_to(alias, query, inside))) is not None:
+        condition = all_of(pushed_to(alias, query, inside))
+        if condition is not None:
             part = part.where(condition)
-        stored = self.add(part, "table")
+        is_key = functools.partial(is_column, column=(alias, sharded.key))
+        shards = possible_shards(
+            condition, is_key, sharded.function, self._catalog.shards, sharded.key_type
+        )
+        stored = self.add(part, "table", shards)
         table.set("this", stored.this)
         table.set("db", stored.args["db"])
         table.set("alias", exp.TableAlias(this=quoted(alias)))

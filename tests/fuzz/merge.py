@@ -26,7 +26,7 @@ TABLES = {"o": "fz_orders", "i": "fz_items", "k": "fz_kinds"}
 COLUMNS = {"o": ["id", "kind", "total", "flag"], "i": ["oid", "n", "qty"], "k": ["kind", "w"]}
 NUMBERS = {"o": ["id", "total"], "i": ["oid", "n", "qty"], "k": ["w"]}
 KEYS = {"o": "id", "i": "oid", "k": "w"}
-SHARDED = {"fz_orders": "id", "fz_items": "oid"}
+KEY = {"fz_orders": "id", "fz_items": "oid"}
 JOINS = ["JOIN", "JOIN", "LEFT JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN", "CROSS JOIN"]
 OPERATORS = ["<", ">", "=", "<>", "<=", ">="]
 INSIDE = {  # other relations with the columns of a table
@@ -134,6 +134,9 @@ class Grammar:
 
     def _condition(self, depth: int = 0) -> str:
         one, low = self._number(), self._rng.randrange(60)
+        if self._rng.random() < 0.3:
+            alias = self._rng.choice(self._tables)
+            one = f"{alias}.{KEYS[alias[0]]}"
         if depth < 2 and self._rng.random() < 0.2:
             word = self._rng.choice(["AND", "OR"])
             return f"({self._condition(depth + 1)} {word} {self._condition(depth + 1)})"
@@ -250,10 +253,16 @@ def outcome(sql: str, topology: dss.Topology, merge: str) -> Any:
     return table.schema, rows if is_ordered else sorted(rows)
 
 
+def sharded(servers: ShardServers, seed: int) -> dict[str, Any]:
+    """Return how the tables are sharded, every other time with the function that says where."""
+    how = {"function": "modulo", "shards": list(servers.dsns)[:-1]}
+    return {table: {"key": key, **how} if seed % 2 else key for table, key in KEY.items()}
+
+
 def run(seed: int, servers: ShardServers) -> str:
     """Compare one query; return how it was answered."""
     sql = Grammar(random.Random(seed)).query()  # noqa: S311
-    topology = dss.Topology.from_dsns(servers.dsns, sharded=SHARDED)
+    topology = dss.Topology.from_dsns(servers.dsns, sharded=sharded(servers, seed))
     expected, found = outcome(sql, servers.reference, "union"), outcome(sql, topology, "global")
     if isinstance(found, str) != isinstance(expected, str) and "22012" in (found, expected):
         return "error"  # which rows are divided first is the planner's choice

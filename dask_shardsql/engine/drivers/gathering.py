@@ -47,6 +47,8 @@ class Extract:
         The columns that the answer must have, if that is to be compared.
     settings : tuple of str
         Statements that a session needs to read it.
+    shards : frozenset of str, optional
+        The shards that may have any of it; all by default.
     """
 
     table: str
@@ -58,6 +60,11 @@ class Extract:
     types: tuple[tuple[str, str, str], ...] = ()
     described: Columns = ()
     settings: tuple[str, ...] = ()
+    shards: frozenset[str] | None = None
+
+    def is_on(self, shard: str) -> bool:
+        """Whether that shard may have any of it."""
+        return self.shards is None or shard in self.shards
 
     def describe(self, columns: Columns) -> Extract:
         """Return the same, which must have these columns."""
@@ -78,10 +85,12 @@ class Split:
         What is run over all that they answer.
     tables : tuple of Extract
         Of the sharded tables, what is read by it; with the types that all shards must have.
-    strategy : {"union", "merge", "gather"}
-        Whether the shards' answers are the answer; or what the extracts are.
+    strategy : {"direct", "union", "merge", "gather"}
+        Whether one shard answers; the shards' answers are the answer; or what the extracts are.
     reason : str
         A word for why, which stays the same.
+    shards : frozenset of str, optional
+        The shards that may have rows for it; all by default.
     """
 
     settings: tuple[str, ...]
@@ -90,6 +99,7 @@ class Split:
     tables: tuple[Extract, ...] = ()
     strategy: str = ""
     reason: str = ""
+    shards: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -149,8 +159,8 @@ class Gathering(Protocol):
 class Splitting(Protocol):
     """A :class:`Gathering` that knows how to do with less than what is needed of whole tables."""
 
-    def split(self) -> Split | None:
-        """Return how, after the survey; nothing comes after it."""
+    def split(self, shards: Sequence[str]) -> Split | None:
+        """Return how, after the survey; nothing comes after it. `shards` are the names of all."""
 
 
 @runtime_checkable
@@ -162,7 +172,7 @@ class Sending(Protocol):
 
     extracts: Sequence[Extract]
 
-    def begin(self, source: Any) -> None:
+    def begin(self, source: Any, extracts: Sequence[Extract]) -> None:
         """Begin, on a connection to a shard, and make sure that it sends what is expected."""
 
     def send(self, source: Any, extract: Extract, file: BinaryIO) -> None:
@@ -187,8 +197,8 @@ class GatheringDriver(Driver, Protocol):
     ) -> Gathering:
         """Begin to gather for a query."""
 
-    def merging(self, connection: Any, query: Query, split: Split) -> Gathering:
-        """Begin to merge what is answered to a query in parts."""
+    def merging(self, connection: Any, query: Query, split: Split, shard: str) -> Gathering:
+        """Begin to merge what is answered to a query in parts, at the shard of that name."""
 
     def estimate(self, connection: Any, query: Query, extracts: Sequence[Extract]) -> list[int]:
         """Return about how many bytes each of the extracts has here."""

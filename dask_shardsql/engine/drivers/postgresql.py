@@ -211,14 +211,14 @@ class PostgreSQLDriver:
 
         return PostgreSQLGathering(connection, plain, sharded, read)
 
-    def merging(self, connection: Any, query: Query, split: Split) -> PostgreSQLMerging:
+    def merging(self, connection: Any, query: Query, split: Split, shard: str) -> PostgreSQLMerging:
         """Begin to merge what is answered to a query in parts."""
         plain = replace(query, find_not_null=False)
 
         def read(script: Script, resolve: Callable[[Columns], Columns], on_batch: OnBatch) -> None:
             self.read(connection, plain, resolve, on_batch, script)
 
-        return PostgreSQLMerging(connection, plain, split, read)
+        return PostgreSQLMerging(connection, plain, split, shard, read)
 
     def estimate(self, connection: Any, query: Query, extracts: Sequence[Extract]) -> list[int]:
         """Return about how many bytes each of them has, as the planner sees it."""

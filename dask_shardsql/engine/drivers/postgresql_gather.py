@@ -86,6 +86,7 @@ class PostgreSQLGathering(PostgreSQLReceiving):
         self._keys: dict[int, tuple[int, ...]] = {}
         self._text = ""
         self._read_by_it: dict[int, Relation] = {}
+        self._table_of: dict[int, ShardedTable] = {}
         self._has_whole_rows = False
 
     def survey(self) -> Survey:
@@ -100,10 +101,10 @@ class PostgreSQLGathering(PostgreSQLReceiving):
         read_strings_as_standard(self._connection)
         self._begin(text)
         relations = self._relations(_VIEW)
-        shard_keys = self._keys_of_sharded_tables()
+        tables = self._sharded_tables()
         self._refuse_ambiguous_names({relation.name for relation in relations.values()})
-        self._gathered = {oid: one for oid, one in relations.items() if oid in shard_keys}
-        self._refuse_hidden_reads(relations, set(shard_keys))
+        self._gathered = {oid: one for oid, one in relations.items() if oid in tables}
+        self._refuse_hidden_reads(relations, set(tables))
         if not self._gathered:
             return Survey(text, ())
         views = {r.oid: r for r in relations.values() if r.kind == "v" and self._is_gathered(r.oid)}
@@ -113,23 +114,25 @@ class PostgreSQLGathering(PostgreSQLReceiving):
         keys = self._rows(KEYS, view=f"pg_temp.{_VIEW}")
         self._keys = {oid: tuple(columns) for oid, columns in keys if oid in self._gathered}
         self.extracts = self.tables = tuple(
-            self._extract(relation, shard_keys[oid]) for oid, relation in self._gathered.items()
+            self._extract(relation, tables[oid].key) for oid, relation in self._gathered.items()
         )
         self._read_by_it = relations
+        self._table_of = {oid: tables[oid] for oid in self._gathered}
         return Survey(text, self.extracts, self._text)
 
-    def split(self) -> Split | None:
+    def split(self, shards: Sequence[str]) -> Split | None:
         """Return how the query can be answered with less than all rows, if it can.
 
         It is for after the survey, and for nothing to come after it.
         """
         from dask_shardsql.engine.drivers.postgresql_split import NotSplitError, split_query
 
-        keys = {extract.full_name: extract.key for extract in self.extracts}
-        gathered = {oid: (one, keys[one.full_name]) for oid, one in self._gathered.items()}
+        gathered = {oid: (one, self._table_of[oid]) for oid, one in self._gathered.items()}
         views = {view.oid: text.rstrip().removesuffix(";") for view, text in self._views}
         try:
-            split = split_query(self._rows, _VIEW, self._text, gathered, self._read_by_it, views)
+            split = split_query(
+                self._rows, _VIEW, self._text, gathered, self._read_by_it, views, shards
+            )
         except NotSplitError:
             return None
         if self._has_whole_rows and split.strategy != "union":
@@ -186,9 +189,9 @@ class PostgreSQLGathering(PostgreSQLReceiving):
         found = self._rows(RELATIONS, view=f"pg_temp.{view}")
         return {row[0]: Relation(*row) for row in found}
 
-    def _keys_of_sharded_tables(self) -> dict[int, str]:
-        """Return the shard key of every sharded table, and of all that is a part of one."""
-        found: dict[int, str] = {}
+    def _sharded_tables(self) -> dict[int, ShardedTable]:
+        """Return every sharded table by oid, also for all that is a part of one."""
+        found: dict[int, ShardedTable] = {}
         for table in self._sharded:
             name = ".".join(map(double_quoted, table.name.split(".", 1)))
             family = self._rows(FAMILY, name=name)
@@ -199,7 +202,7 @@ class PostgreSQLGathering(PostgreSQLReceiving):
                     "the database has it, upper and lower case too, and with its schema if that is "
                     "not in the search_path",
                 )
-            found |= {oid: table.key for (oid,) in family}
+            found |= {oid: table for (oid,) in family}
         return found
 
     def _refuse_ambiguous_names(self, read: set[str]) -> None:

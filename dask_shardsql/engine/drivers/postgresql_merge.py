@@ -54,14 +54,14 @@ class PostgreSQLReceiving:
         self.settings: Sequence[str] = ()
         self.tables: Sequence[Extract] = ()
 
-    def begin(self, source: Any) -> None:
+    def begin(self, source: Any, extracts: Sequence[Extract]) -> None:
         """Begin a transaction with one snapshot, and compare the types."""
         read_strings_as_standard(source)
         with source.cursor() as cursor:
             cursor.execute("; ".join((BEGIN + " ONLY", *pins(self._query), *self.settings)))
             for table in self.tables:
                 refuse_other_types(cursor, table)
-            for extract in self.extracts:
+            for extract in extracts:
                 if extract.described:
                     _compare(cursor, extract)
 
@@ -99,6 +99,8 @@ class PostgreSQLMerging(PostgreSQLReceiving):
         The query.
     split : Split
         How it is split.
+    shard : str
+        Name of the shard.
     read : callable
         Reads the rows of a script, in the transaction that is open.
     """
@@ -108,10 +110,11 @@ class PostgreSQLMerging(PostgreSQLReceiving):
         connection: Any,
         query: Query,
         split: Split,
+        shard: str,
         read: Callable[[Script, Callable[[Columns], Columns], OnBatch], None],
     ) -> None:
         super().__init__(connection, query)
-        self._split, self._read = split, read
+        self._split, self._shard, self._read = split, shard, read
         self.settings, self.tables = split.settings, split.tables
 
     def survey(self) -> Survey:
@@ -136,7 +139,7 @@ class PostgreSQLMerging(PostgreSQLReceiving):
 
     def prepare(self) -> None:
         """Put this shard's own answers into the tables."""
-        for part in self._split.extracts:
+        for part in filter(lambda one: one.is_on(self._shard), self._split.extracts):
             self._cursor.execute(f"INSERT INTO pg_temp.{part.into}\n{part.select}")
 
     def read(self, resolve: Callable[[Columns], Columns], on_batch: OnBatch) -> None:

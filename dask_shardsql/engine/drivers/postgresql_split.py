@@ -26,6 +26,7 @@ from dask_shardsql.sql.canonical import SYNONYMS, NotSplitError, same_words
 from dask_shardsql.sql.catalog import Catalog, Sharded
 from dask_shardsql.sql.split import split
 from dask_shardsql.sql.splitting import Partial, table_of
+from dask_shardsql.topology import ShardedTable
 
 __all__ = ["NotSplitError", "split_query"]
 
@@ -81,9 +82,10 @@ def split_query(
     rows: Rows,
     view: str,
     text: str,
-    gathered: Mapping[int, tuple[Relation, str]],
+    gathered: Mapping[int, tuple[Relation, ShardedTable]],
     relations: Mapping[int, Relation],
     views: Mapping[int, str],
+    shards: Sequence[str],
 ) -> Split:
     """Split the query that a temporary view is made of.
 
@@ -96,11 +98,13 @@ def split_query(
     text : str
         What the server has written of it.
     gathered : mapping
-        By oid, the sharded tables that it reads, with their keys.
+        By oid, the sharded tables that it reads.
     relations : mapping
         By oid, all that it reads.
     views : mapping
         By oid, the texts of those of them that are views of sharded tables.
+    shards : sequence of str
+        Names of all shards.
 
     Raises
     ------
@@ -110,12 +114,12 @@ def split_query(
     aggregates = _aggregates(rows, view)
     names = _names(rows, [*relations])
     sharded: dict[str, Sharded] = {}
-    for oid, (relation, key) in gathered.items():
-        for name in (*names[oid], relation.full_name):
-            sharded[name] = _sharded(rows, oid, key)
+    for oid, (relation, table) in gathered.items():
+        one = _sharded(rows, oid, table)
+        sharded |= dict.fromkeys((*names[oid], relation.full_name), one)
     reference = {n for oid in relations if oid not in gathered for n in names[oid]}
     by_name = {name: views[oid] for oid in views for name in names[oid]}
-    catalog = Catalog(sharded, frozenset(reference), by_name, aggregates)
+    catalog = Catalog(sharded, frozenset(reference), by_name, aggregates, shards=tuple(shards))
 
     def describe(select: str) -> Sequence[str]:
         rows(f"CREATE TEMPORARY VIEW {_PROBE} AS\n{select}")
@@ -129,9 +133,10 @@ def split_query(
         ((path,),) = rows("SELECT current_schemas(false)")
         settings = f"SET LOCAL search_path TO {', '.join(map(double_quoted, path)) or chr(39) * 2}"
         extracts = tuple(_extract(rows, n, one, settings) for n, one in enumerate(found.partials))
-        if found.strategy != "union":
+        if found.final:
             _refuse_other_columns(rows, view, found.final, {*gathered, *views})
-        return Split((settings,), extracts, found.final, (), found.strategy, found.reason)
+        way = (found.strategy, found.reason, found.shards)
+        return Split((settings,), extracts, found.final, (), *way)
     except psycopg2.Error as error:
         if error.pgcode is None or error.pgcode[:2] in ("57", "08", "58", "53", "40"):
             raise
@@ -163,18 +168,17 @@ def _names(rows: Rows, oids: Sequence[int]) -> dict[int, list[str]]:
     return {oid: names for oid, *names in found}
 
 
-def _sharded(rows: Rows, oid: int, key: str) -> Sharded:
-    for schema, kind, is_not_null, is_deterministic in rows(KEY_FACTS, table=oid, key=key):
-        group = None
-        if schema == "pg_catalog":
-            if kind in _INTEGERS:
-                group = "integer"
-            elif kind in _TEXTS and is_deterministic:
-                group = "text"
-            elif kind in _IDENTICAL:
-                group = kind
-        return Sharded(key, group, is_not_null)
-    return Sharded(key)
+def _sharded(rows: Rows, oid: int, table: ShardedTable) -> Sharded:
+    """Return what is known of a sharded table's key: whether equal values are the same."""
+    for schema, kind, is_not_null, is_deterministic in rows(KEY_FACTS, table=oid, key=table.key):
+        alike = None
+        if schema == "pg_catalog" and is_deterministic:
+            groups = ((_INTEGERS, "integer"), (_TEXTS, "text"), (_IDENTICAL, kind))
+            alike = next((name for kinds, name in groups if kind in kinds), None)
+        group = None if alike is None else (alike, table.function)
+        key_type = f"pg_catalog.{kind}" if alike else ""
+        return Sharded(table.key, group, is_not_null, table.function, key_type)
+    return Sharded(table.key)
 
 
 def _refuse_misreading(rows: Rows, text: str, as_read: str) -> None:
@@ -197,7 +201,9 @@ def _extract(rows: Rows, number: int, partial: Partial, settings: str) -> Extrac
     in_text = any(needs_text for _, _, needs_text, *_ in columns)
     types = tuple((name, *of_type) for _, name, _, _, *of_type in columns)
     tables = ", ".join(partial.tables)
-    return Extract(tables, "", partial.select, name, in_text, "", types, (), (settings,))
+    return Extract(
+        tables, "", partial.select, name, in_text, "", types, (), (settings,), partial.shards
+    )
 
 
 def _refuse_other_columns(rows: Rows, view: str, final: str, sharded: set[int]) -> None:
