@@ -144,9 +144,17 @@ def plan(asked: AskedQuery, max_gather_bytes: int, scheduler: Any) -> Plan:
         return Plan(split.strategy, split.reason, replace(prepared, shards=visited))
     extracts, final, strategy, reason = survey.extracts, survey.final, "gather", "all-rows"
     if split is not None:
-        extracts, final = split.extracts, split.final
-        strategy, reason = split.strategy, split.reason
-    sizes = _sizes(asked, shards, extracts, scheduler)
+        both = _sizes(asked, shards, (*split.extracts, *extracts), scheduler)
+        number = len(split.extracts)
+        sizes = {shard: found[:number] for shard, found in both.items()}
+        whole = {shard: found[number:] for shard, found in both.items()}
+        if sum(map(sum, sizes.values())) <= sum(map(sum, whole.values())):
+            extracts, final = split.extracts, split.final
+            strategy, reason = split.strategy, split.reason
+        else:  # a join can have more rows than its tables
+            split, sizes = None, whole
+    else:
+        sizes = _sizes(asked, shards, extracts, scheduler)
     gather = Gather(shards, topology.sharded, max_gather_bytes, split)
     gathering = replace(alone, answer=replace(prepared.answer, gather=gather))
     return Plan(strategy, reason, gathering, extracts, sizes, final)

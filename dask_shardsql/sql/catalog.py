@@ -29,7 +29,9 @@ class Sharded:
     function : ShardingFunction, optional
         Says on which shard a row is.
     key_type : str
-        The key's type, as ``format_type`` writes it; empty if equal values need not be the same.
+        The key's type, by its name in the catalog; empty if equal values need not be the same.
+    columns : frozenset of str
+        Names of its columns.
     """
 
     key: str
@@ -37,6 +39,7 @@ class Sharded:
     is_not_null: bool = False
     function: ShardingFunction | None = None
     key_type: str = ""
+    columns: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ from dask_shardsql.sql.grouped import (
     Grouped,
     RowsNeededError,
 )
-from dask_shardsql.sql.joins import relations_of
+from dask_shardsql.sql.joins import joins_of, relations_of
 from dask_shardsql.sql.pushing import (
     Outer,
     pushed_to,
@@ -283,11 +283,10 @@ class Splitter:
         """Let a table be read from one with the rows and columns that are needed of it."""
         if given(table) - {"this", "db", "alias", "joins"} or renames(table):
             raise NotSplitError("not-understood")
-        if any(join.args.get("using") for join in query.find_all(exp.Join)):
-            raise NotSplitError("using")
         alias = alias_of(table)
         sharded = self._catalog.sharded[table_name(table)]
-        needed = {sharded.key}
+        joined = (one for join in query.find_all(exp.Join) for one in join.args.get("using") or [])
+        needed = {sharded.key, *sharded.columns.intersection(map(name_of, joined))}
         for node in query.find_all(exp.Column):
             column = column_of(node)
             if column is None or (not column[0] and not is_only):
@@ -321,7 +320,7 @@ def _expressions_of(query: exp.Select) -> list[Any]:
     found = parts(query)
     if query.args.get("where") is not None:
         found.append(query.args["where"])
-    return found + [join.args["on"] for join in query.find_all(exp.Join) if join.args.get("on")]
+    return found + [join.args["on"] for join in joins_of(query) if join.args.get("on")]
 
 
 def _most(query: exp.Select) -> int | None:

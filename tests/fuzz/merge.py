@@ -248,6 +248,8 @@ def outcome(sql: str, topology: dss.Topology, merge: str) -> Any:
         table = dss.collect(sql, topology, merge=merge)
     except dss.QueryError as error:
         return error.sqlstate
+    except dss.MergeRefusedError as error:
+        return error.reason
     rows = [repr(row) for row in table.to_pylist()]
     is_ordered = "ORDER BY" in sql.rpartition(")")[2]
     return table.schema, rows if is_ordered else sorted(rows)
@@ -266,6 +268,8 @@ def run(seed: int, servers: ShardServers) -> str:
     expected, found = outcome(sql, servers.reference, "union"), outcome(sql, topology, "global")
     if isinstance(found, str) != isinstance(expected, str) and "22012" in (found, expected):
         return "error"  # which rows are divided first is the planner's choice
+    if found == "hidden-name" and "WITH fz_orders" in sql:
+        return "refused"
     if found != expected:
         raise AssertionError(f"{sql}\nis {found}\nnot {expected}")
     if isinstance(found, str):

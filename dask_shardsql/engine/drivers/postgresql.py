@@ -224,7 +224,7 @@ class PostgreSQLDriver:
         """Return about how many bytes each of them has, as the planner sees it."""
         with connection.cursor() as cursor:
             try:
-                settings = extracts[0].settings if extracts else ()
+                settings = next((one.settings for one in extracts if one.settings), ())
                 cursor.execute("; ".join((*begin(query), *settings)))
                 for one in extracts:
                     if one.full_name:

@@ -123,7 +123,9 @@ WHERE action ~ '\{(SQLVALUEFUNCTION|NEXTVALUEEXPR|CURRENTOFEXPR|XMLEXPR|RANGETBL
 )
 # by name, of one column of a table
 KEY_FACTS = """
-SELECT n.nspname::text, t.typname::text, a.attnotnull, coalesce(c.collisdeterministic, true)
+SELECT n.nspname::text, t.typname::text, a.attnotnull, coalesce(c.collisdeterministic, true), (
+    SELECT pg_catalog.array_agg(o.attname::text) FROM pg_catalog.pg_attribute o
+    WHERE o.attrelid = a.attrelid AND o.attnum > 0 AND NOT o.attisdropped)
 FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
 JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
 LEFT JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation

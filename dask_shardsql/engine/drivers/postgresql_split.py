@@ -170,14 +170,15 @@ def _names(rows: Rows, oids: Sequence[int]) -> dict[int, list[str]]:
 
 def _sharded(rows: Rows, oid: int, table: ShardedTable) -> Sharded:
     """Return what is known of a sharded table's key: whether equal values are the same."""
-    for schema, kind, is_not_null, is_deterministic in rows(KEY_FACTS, table=oid, key=table.key):
+    for found in rows(KEY_FACTS, table=oid, key=table.key):
+        schema, kind, is_not_null, is_deterministic, columns = found
         alike = None
         if schema == "pg_catalog" and is_deterministic:
             groups = ((_INTEGERS, "integer"), (_TEXTS, "text"), (_IDENTICAL, kind))
             alike = next((name for kinds, name in groups if kind in kinds), None)
         group = None if alike is None else (alike, table.function)
         key_type = f"pg_catalog.{kind}" if alike else ""
-        return Sharded(table.key, group, is_not_null, table.function, key_type)
+        return Sharded(table.key, group, is_not_null, table.function, key_type, frozenset(columns))
     return Sharded(table.key)
 
 
