@@ -139,8 +139,8 @@ def plan(asked: AskedQuery, max_gather_bytes: int, scheduler: Any) -> Plan:
     split = survey.split
     if split is not None and split.strategy in ("direct", "union"):
         visited = tuple(s for s in shards if split.shards is None or s in split.shards) or (at,)
-        if len(visited) > 1 and split.reason != "row-wise":
-            _sizes(asked, visited, split.tables, scheduler)  # which compares the shard keys
+        if len(visited) > 1:
+            _sizes(asked, visited, split.tables, scheduler)  # which compares the tables
         return Plan(split.strategy, split.reason, replace(prepared, shards=visited))
     extracts, final, strategy, reason = survey.extracts, survey.final, "gather", "all-rows"
     if split is not None:
@@ -148,10 +148,10 @@ def plan(asked: AskedQuery, max_gather_bytes: int, scheduler: Any) -> Plan:
         number = len(split.extracts)
         sizes = {shard: found[:number] for shard, found in both.items()}
         whole = {shard: found[number:] for shard, found in both.items()}
-        if sum(map(sum, sizes.values())) <= sum(map(sum, whole.values())):
+        if sum(map(sum, sizes.values())) <= 2 * sum(map(sum, whole.values())):
             extracts, final = split.extracts, split.final
             strategy, reason = split.strategy, split.reason
-        else:  # a join can have more rows than its tables
+        else:  # a join can have many more rows than its tables
             split, sizes = None, whole
     else:
         sizes = _sizes(asked, shards, extracts, scheduler)

@@ -1,6 +1,6 @@
-"""What merge="global" gets wrong so far: found by search, and kept until it is right or refused.
+"""What merge="global" once got wrong, found by search: now it is right, or refused.
 
-Each test says what must be so, and fails: strictly, so that whoever mends it hears of it here.
+What still has no answer where one database has one fails strictly.
 """
 
 from __future__ import annotations
@@ -39,10 +39,6 @@ OTHERS = {
 }
 COLLATIONS = ('"C"', "pg_c_utf8")
 WORDS = ["B", "ä", "a", "Ä"]
-
-
-def wrong(why):
-    return pytest.mark.xfail(strict=True, raises=AssertionError, reason=why)
 
 
 def no_answer(why):
@@ -134,7 +130,6 @@ def extension(servers, name):
 
 # Functions of the server's own that run SQL, or look at a table, which is named in a string: no
 # dependency tells of it. The one shard's rows are read, with the strategy "direct".
-@wrong("SQL in a string is not seen")
 @pytest.mark.parametrize(
     "sql",
     [
@@ -147,7 +142,6 @@ def test_functions_that_run_sql(sql, two, servers):
     check(sql, two, servers)
 
 
-@wrong("SQL in a string is not seen; table_to_xml finds the temporary table, with some columns")
 @pytest.mark.parametrize(
     "sql",
     [
@@ -164,7 +158,6 @@ def test_functions_that_run_sql_for_xml(sql, two, servers):
 
 
 # "A function in C reads no table" holds for none of these; some are among the server's own modules.
-@wrong("functions written in C are taken to read no table")
 @pytest.mark.parametrize(
     ("module", "sql"),
     [
@@ -181,7 +174,6 @@ def test_functions_of_modules_that_run_sql(module, sql, two, servers):
     check(sql, two, servers)
 
 
-@wrong("the table's name becomes the temporary table's, with other columns and no comment")
 @pytest.mark.parametrize(
     "sql",
     [
@@ -195,13 +187,11 @@ def test_a_table_as_an_object(sql, two, servers):
 
 
 # An oid of a large object is one of its own database: elsewhere it is none, or another object.
-@pytest.mark.xfail(strict=True, raises=(AssertionError, dss.QueryError), reason="other objects")
 def test_large_objects(two, servers):
     check("SELECT convert_from(lo_get(file), 'UTF8') AS t FROM mf_files ORDER BY id", two, servers)
 
 
 # Types are compared by name. What the name stands for may differ from shard to shard.
-@wrong("the labels' order is that of the shard that gathers")
 @pytest.mark.parametrize(
     "sql", ["SELECT id FROM mf_moods ORDER BY mood, id", "SELECT max(mood)::text FROM mf_moods"]
 )
@@ -209,17 +199,14 @@ def test_enums_of_another_order(sql, two, servers):
     check(sql, two, servers)
 
 
-@wrong("composites travel as text, whose fields are taken in the order of the shard that gathers")
 def test_composites_of_another_order(two, servers):
     check("SELECT (pair).a, count(*) FROM mf_pairs GROUP BY 1", two, servers)
 
 
-@wrong("a domain's own typmod is not compared, and the values are rounded, or not, by who gathers")
 def test_domains_of_another_scale(two, servers):
     check("SELECT sum(price) FROM mf_prices WHERE id < 2", two, servers)
 
 
-@wrong("a column's collation is not compared")
 @pytest.mark.parametrize(
     "sql",
     [
@@ -264,7 +251,6 @@ def other_database(servers):
                 cursor.execute(f"DROP TABLE {name}")
 
 
-@wrong("the databases' default collations are not compared")
 def test_databases_of_another_collation(servers, other_database):
     if not has_builtin_collations(servers):
         pytest.skip("PostgreSQL 17 or newer has the same two collations everywhere")
@@ -273,13 +259,11 @@ def test_databases_of_another_collation(servers, other_database):
     check("SELECT id, upper(word) AS u FROM mf_builtin", other, servers)  # a union
 
 
-@wrong("the databases' encodings are not compared; SQL_ASCII counts bytes")
 def test_databases_of_another_encoding(servers, other_database):
     other = other_database("mf_ascii", "ENCODING 'SQL_ASCII' LOCALE 'C'")
     check("SELECT max(length(word)) AS n FROM mf_ascii", other, servers)
 
 
-@wrong("array_nulls decides how the text of an array is read, and is not pinned")
 def test_array_nulls(two, servers):
     option = "options='-c array_nulls=off'"
     dsns = {shard.name: f"{servers.dsns[shard.name]} {option}" for shard in two.shards}
@@ -288,7 +272,6 @@ def test_array_nulls(two, servers):
 
 
 # The server writes an alias for each column of the table, and the temporary table has fewer.
-@no_answer("column aliases: table has n columns available but m columns specified")
 @pytest.mark.parametrize(
     "sql",
     [
@@ -303,7 +286,6 @@ def test_column_aliases(sql, two, servers):
 
 
 # A table is a type, too: pg_temp's comes before pg_catalog's.
-@no_answer("a sharded table named like a type of the server's hides it")
 def test_a_table_named_like_a_type(two, servers):
     check("SELECT max(at::date) AS d FROM date", two, servers, may_refuse=False)
 

@@ -42,11 +42,13 @@ class Extract:
     full_name : str
         The table's name with its schema, quoted.
     types : tuple
-        For each column its name and the driver's own description of its type.
+        For each column its name and the driver's own descriptions of its type.
     described : tuple of Column
         The columns that the answer must have, if that is to be compared.
     settings : tuple of str
         Statements that a session needs to read it.
+    database : str
+        What the databases must agree on.
     shards : frozenset of str, optional
         The shards that may have any of it; all by default.
     """
@@ -57,9 +59,10 @@ class Extract:
     into: str
     in_text: bool = False
     full_name: str = ""
-    types: tuple[tuple[str, str, str], ...] = ()
+    types: tuple[tuple[str | None, ...], ...] = ()
     described: Columns = ()
     settings: tuple[str, ...] = ()
+    database: str = ""
     shards: frozenset[str] | None = None
 
     def is_on(self, shard: str) -> bool:

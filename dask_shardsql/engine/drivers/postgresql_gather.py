@@ -21,17 +21,21 @@ import psycopg2
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
 from dask_shardsql.engine.drivers.gathering import Extract, Split, Survey
 from dask_shardsql.engine.drivers.postgresql_catalog import (
-    BEHIND,
     COLUMNS,
+    DATABASE,
     FAMILY,
-    GUARDED,
+    FUNCTIONS,
     KEYS,
-    NAMESAKES,
-    PARENTS,
     READ_BY,
     RELATIONS,
     RULES,
     Relation,
+)
+from dask_shardsql.engine.drivers.postgresql_hiding import (
+    reads,
+    refuse_ambiguous_names,
+    refuse_hidden_reads,
+    refuse_what_is_not_seen,
 )
 from dask_shardsql.engine.drivers.postgresql_merge import BEGIN, PostgreSQLReceiving
 from dask_shardsql.engine.drivers.postgresql_params import merge_params, read_strings_as_standard
@@ -87,7 +91,9 @@ class PostgreSQLGathering(PostgreSQLReceiving):
         self._text = ""
         self._read_by_it: dict[int, Relation] = {}
         self._table_of: dict[int, ShardedTable] = {}
-        self._has_whole_rows = False
+        self._rules: list[tuple[Any, ...]] = []
+        self._functions: list[tuple[Any, ...]] = []
+        self._has_whole_rows, self._database = False, ""
 
     def survey(self) -> Survey:
         """Begin, and return what is needed of the sharded tables.
@@ -102,9 +108,13 @@ class PostgreSQLGathering(PostgreSQLReceiving):
         self._begin(text)
         relations = self._relations(_VIEW)
         tables = self._sharded_tables()
-        self._refuse_ambiguous_names({relation.name for relation in relations.values()})
+        names = {relation.name for relation in relations.values()}
+        refuse_ambiguous_names(self._rows, names, self._sharded)
+        self._rules = self._rows(RULES, view=f"pg_temp.{_VIEW}")
+        self._functions = self._rows(FUNCTIONS, view=f"pg_temp.{_VIEW}")
+        refuse_what_is_not_seen(self._functions, self._rules[0][2], tables)
         self._gathered = {oid: one for oid, one in relations.items() if oid in tables}
-        self._refuse_hidden_reads(relations, set(tables))
+        refuse_hidden_reads(self._rows, _VIEW, relations, tables)
         if not self._gathered:
             return Survey(text, ())
         views = {r.oid: r for r in relations.values() if r.kind == "v" and self._is_gathered(r.oid)}
@@ -113,6 +123,7 @@ class PostgreSQLGathering(PostgreSQLReceiving):
         self._write_down()
         keys = self._rows(KEYS, view=f"pg_temp.{_VIEW}")
         self._keys = {oid: tuple(columns) for oid, columns in keys if oid in self._gathered}
+        ((self._database,),) = self._rows(DATABASE)
         self.extracts = self.tables = tuple(
             self._extract(relation, tables[oid].key) for oid, relation in self._gathered.items()
         )
@@ -131,7 +142,14 @@ class PostgreSQLGathering(PostgreSQLReceiving):
         views = {view.oid: text.rstrip().removesuffix(";") for view, text in self._views}
         try:
             split = split_query(
-                self._rows, _VIEW, self._text, gathered, self._read_by_it, views, shards
+                self._rows,
+                _VIEW,
+                self._text,
+                gathered,
+                self._read_by_it,
+                views,
+                shards,
+                self._functions,
             )
         except NotSplitError:
             return None
@@ -143,8 +161,10 @@ class PostgreSQLGathering(PostgreSQLReceiving):
         """Make the temporary tables and views, and put this shard's own rows into them."""
         self._run(f"DROP VIEW pg_temp.{_VIEW}")
         for part in self.extracts:
-            columns = f"CREATE TEMPORARY TABLE {part.into} ON COMMIT DROP AS {part.select}"
-            self._run(f"{columns} WITH NO DATA")
+            # with all columns, which the text may name; those that are not needed stay NULL
+            columns = f"TABLE {part.full_name} WITH NO DATA"
+            name = double_quoted(part.table)
+            self._run(f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS {columns}")
             self._run(f"INSERT INTO pg_temp.{part.into} {part.select}")
 
     def read(self, resolve: Callable[[Columns], Columns], on_batch: OnBatch) -> None:
@@ -153,22 +173,26 @@ class PostgreSQLGathering(PostgreSQLReceiving):
         for oid, numbers in self._keys.items():
             named = {number: name for number, name, *_ in self._rows(COLUMNS, table=oid, key="")}
             key = ", ".join(double_quoted(named[number]) for number in numbers)
-            self._run(f"ALTER TABLE pg_temp.{by_oid[oid].into} ADD PRIMARY KEY ({key})")
+            name = double_quoted(by_oid[oid].table)
+            self._run(f"ALTER TABLE pg_temp.{name} ADD PRIMARY KEY ({key})")
         for view, definition in self._views:
             self._run(f"CREATE TEMPORARY VIEW {double_quoted(view.name)} AS\n{definition}")
         for part in self.extracts:
-            self._run(f"ANALYZE pg_temp.{part.into}")
+            self._run(f"ANALYZE pg_temp.{double_quoted(part.table)}")
         self._check_final_text()
         self._read(Script(("SET TRANSACTION READ ONLY",), self._text), resolve, on_batch)
 
     def _begin(self, text: str) -> None:
         """Begin the transaction, and make a view of the query."""
+        has_begun = False
         try:
             self._run("; ".join((BEGIN + " WRITE", *pins(self._query))))
+            has_begun = True
             self._run(f"CREATE TEMPORARY VIEW {_VIEW} AS\n{text}\n")
             return
         except psycopg2.Error as error:
-            if (why := _REFUSED.get(error.pgcode or "")) is None:
+            why = _REFUSED.get(error.pgcode or "")
+            if why is None or (has_begun and error.pgcode == "0A000"):
                 raise
             reason, remedy = why
             said = error.diag.message_primary
@@ -205,66 +229,11 @@ class PostgreSQLGathering(PostgreSQLReceiving):
             found |= {oid: table for (oid,) in family}
         return found
 
-    def _refuse_ambiguous_names(self, read: set[str]) -> None:
-        for table in self._sharded:
-            if "." in table.name or table.name not in read:
-                continue
-            schemas = [schema for (schema,) in self._rows(NAMESAKES, name=table.name)]
-            if len(schemas) > 1:
-                raise MergeRefusedError(
-                    "ambiguous-name",
-                    f"there is a table {table.name!r} in each of the schemas "
-                    f"{', '.join(map(repr, schemas))}: say in the topology which of them is "
-                    f"sharded, as in {schemas[0]}.{table.name}",
-                )
-
-    def _refuse_hidden_reads(self, relations: dict[int, Relation], sharded: set[int]) -> None:
-        """Refuse what reads a shard's own slice where no table of the query shows it."""
-        names = [_last_of(table.name) for table in self._sharded]
-        for function, source, is_harmless, oid in self._rows(BEHIND, view=f"pg_temp.{_VIEW}"):
-            if oid is not None and self._reads(oid, sharded):
-                raise MergeRefusedError(
-                    "function",
-                    "it uses a function, an operator or a row type that is made of a sharded "
-                    "table, which has one shard's rows and all its columns: write what it does "
-                    "into the query",
-                )
-            if function is None:
-                continue
-            if not is_harmless or any(name in source.lower() for name in names):
-                raise MergeRefusedError(
-                    "function",
-                    f"it calls the function {function!r}, which may read a sharded table and would "
-                    "see one shard's rows of it: write what it does into the query, or declare it "
-                    "IMMUTABLE if it reads no table",
-                )
-        parents = {oid for (oid,) in self._rows(PARENTS, tables=list(sharded))} - sharded
-        for relation in relations.values():
-            if relation.oid in parents:
-                raise MergeRefusedError(
-                    "parent-table",
-                    f"{relation.full_name} has parts that are sharded tables, and is none itself: "
-                    "name it in the topology instead of them",
-                )
-        if guarded := self._rows(GUARDED, tables=[oid for oid in relations if oid in sharded]):
-            raise MergeRefusedError(
-                "row-security",
-                f"policies decide which rows of {guarded[0][0]!r} the login may see, and they may "
-                "depend on who reads, and on other rows",
-            )
-        for view in relations.values():
-            if view.kind == "m" and self._reads(view.oid, sharded):
-                raise MergeRefusedError(
-                    "materialized-view",
-                    f"materialized view {view.name!r} holds what its own shard's slice was when it "
-                    "was refreshed: read the tables it is made of",
-                )
-
     def _is_gathered(self, oid: int) -> bool:
-        return self._reads(oid, {*self._gathered})
+        return reads(self._rows, oid, {*self._gathered})
 
     def _refuse_what_is_known_to_differ(self, views: dict[int, Relation]) -> None:
-        ((self._has_whole_rows, has_system_columns),) = self._rows(RULES, view=f"pg_temp.{_VIEW}")
+        ((self._has_whole_rows, has_system_columns, _),) = self._rules
         if has_system_columns:
             raise MergeRefusedError(
                 "system-column",
@@ -286,18 +255,6 @@ class PostgreSQLGathering(PostgreSQLReceiving):
                 )
                 for oid, one in self._gathered.items()
             }
-
-    def _reads(self, oid: int, sharded: set[int]) -> bool:
-        """Whether it is a sharded table, or a view that is made of one, through others too."""
-        seen, left = set(), [oid]
-        while left:
-            one = left.pop()
-            if one in sharded:
-                return True
-            if one not in seen:
-                seen.add(one)
-                left += [found for (found,) in self._rows(READ_BY, view=one)]
-        return False
 
     def _find_views(self, views: dict[int, Relation]) -> None:
         """Keep the definitions of views over sharded tables, each behind those that it reads."""
@@ -351,9 +308,12 @@ class PostgreSQLGathering(PostgreSQLReceiving):
         names = ", ".join(double_quoted(name) for _, name, *_ in chosen)
         select = f"SELECT {names} FROM {relation.full_name}"
         in_text = any(needs_text for _, _, needs_text, *_ in chosen)
-        into = double_quoted(relation.name)
+        into = f"{double_quoted(relation.name)} ({names})"
         types = tuple((name, *of_type) for _, name, _, _, *of_type in chosen)
-        return Extract(relation.name, key, select, into, in_text, relation.full_name, types)
+        full_name, database = relation.full_name, self._database
+        return Extract(
+            relation.name, key, select, into, in_text, full_name, types, database=database
+        )
 
     def _check_final_text(self) -> None:
         """Make sure that what will run reads no slice of its own."""
@@ -366,7 +326,3 @@ class PostgreSQLGathering(PostgreSQLReceiving):
                 f"it reads {left[0].full_name}, which another table of that name hides: rename one",
             )
         self._run(f"DROP VIEW pg_temp.{_FINAL}")
-
-
-def _last_of(name: str) -> str:
-    return name.rpartition(".")[2].lower()

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
 from dask_shardsql.engine.drivers.gathering import Extract, Split, Survey
-from dask_shardsql.engine.drivers.postgresql_catalog import refuse_other_types
+from dask_shardsql.engine.drivers.postgresql_catalog import compare_tables
 from dask_shardsql.engine.drivers.postgresql_copy import describing, end_transaction, runner
 from dask_shardsql.engine.drivers.postgresql_params import read_strings_as_standard
 from dask_shardsql.engine.drivers.postgresql_script import Script, pins
@@ -59,8 +59,7 @@ class PostgreSQLReceiving:
         read_strings_as_standard(source)
         with source.cursor() as cursor:
             cursor.execute("; ".join((BEGIN + " ONLY", *pins(self._query), *self.settings)))
-            for table in self.tables:
-                refuse_other_types(cursor, table)
+            compare_tables(cursor, self.tables)
             for extract in extracts:
                 if extract.described:
                     _compare(cursor, extract)
@@ -126,8 +125,7 @@ class PostgreSQLMerging(PostgreSQLReceiving):
             for part in self._split.extracts
         )
         self._cursor.execute("; ".join((*begin, *tables, "SET TRANSACTION READ ONLY")))
-        for table in self.tables:
-            refuse_other_types(self._cursor, table)
+        compare_tables(self._cursor, self.tables)
         described = []
         for part in self._split.extracts:
             self._cursor.execute(describing(f"TABLE pg_temp.{part.into}"))

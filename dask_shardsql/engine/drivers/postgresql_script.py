@@ -29,6 +29,7 @@ _PINS = (
     "SET LOCAL IntervalStyle = 'postgres'",
     "SET LOCAL extra_float_digits = 3",
     "SET LOCAL bytea_output = 'hex'",
+    "SET LOCAL array_nulls = on",
 )
 RESET = (
     "; RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; "

@@ -16,7 +16,6 @@ from dask_shardsql.engine.drivers.gathering import Extract, Split
 from dask_shardsql.engine.drivers.postgresql_catalog import (
     ATTRIBUTES,
     COLUMNS,
-    FUNCTIONS,
     KEY_FACTS,
     RELATIONS,
     Relation,
@@ -86,6 +85,7 @@ def split_query(
     relations: Mapping[int, Relation],
     views: Mapping[int, str],
     shards: Sequence[str],
+    functions: Sequence[tuple[Any, ...]],
 ) -> Split:
     """Split the query that a temporary view is made of.
 
@@ -105,13 +105,15 @@ def split_query(
         By oid, the texts of those of them that are views of sharded tables.
     shards : sequence of str
         Names of all shards.
+    functions : sequence of tuple
+        What the catalog says of all functions that it calls.
 
     Raises
     ------
     NotSplitError
         It cannot be split, or the server does not agree.
     """
-    aggregates = _aggregates(rows, view)
+    aggregates = _aggregates(functions)
     names = _names(rows, [*relations])
     sharded: dict[str, Sharded] = {}
     for oid, (relation, table) in gathered.items():
@@ -143,11 +145,10 @@ def split_query(
         raise NotSplitError("not-understood") from None
 
 
-def _aggregates(rows: Rows, view: str) -> frozenset[str]:
+def _aggregates(functions: Sequence[tuple[Any, ...]]) -> frozenset[str]:
     """Return the names of the aggregates; refuse functions whose result a shard decides."""
-    found = rows(FUNCTIONS, view=f"pg_temp.{view}")
     names: set[str] = set()
-    for name, kind, volatile, arguments, is_own in found:
+    for name, kind, volatile, arguments, is_own in functions:
         is_pinned = name in _PINNED or name.startswith(_PINNED_PREFIXES)
         is_pinned = is_pinned or (name == "age" and arguments == 2)
         if is_own or volatile == "v" or (volatile == "s" and not is_pinned):
@@ -203,7 +204,7 @@ def _extract(rows: Rows, number: int, partial: Partial, settings: str) -> Extrac
     types = tuple((name, *of_type) for _, name, _, _, *of_type in columns)
     tables = ", ".join(partial.tables)
     return Extract(
-        tables, "", partial.select, name, in_text, "", types, (), (settings,), partial.shards
+        tables, "", partial.select, name, in_text, "", types, (), (settings,), "", partial.shards
     )
 
 
