@@ -234,7 +234,8 @@ def way_of(sql, topology):
 def test_partial_aggregates(sql, topology, loaded):
     same(sql, topology, loaded)
     strategy, _ = way_of(sql, topology)
-    assert strategy == "merge"
+    # groups of distinct values may be more than the rows
+    assert strategy == "merge" or (strategy == "gather" and "DISTINCT" in sql)
 
 
 @pytest.mark.parametrize("sql", ROWS)
