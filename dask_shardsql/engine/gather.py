@@ -23,7 +23,7 @@ from dask_shardsql.engine.drivers.gathering import (
     can_gather,
 )
 from dask_shardsql.engine.lending import connection_to, naming
-from dask_shardsql.engine.pools import pool_of
+from dask_shardsql.engine.pools import Pool, pool_of
 from dask_shardsql.engine.registry import TopologyRef
 from dask_shardsql.engine.sending import sent_by_all
 from dask_shardsql.errors import MergeRefusedError, ShardSQLError
@@ -131,7 +131,7 @@ def read_gathered(
             raise too_much("more", gather.max_bytes, [extract.table for extract in extracts])
 
     others = [shard for shard in gather.shards if shard != at]
-    with naming(at, pool, query), pool.apart(query.query_id, at) as session:
+    with naming(at, pool, query), _session(pool, at, query, gather) as session:
         if gather.split is not None:
             gathering = driver.merging(session, query, gather.split, at)
         else:
@@ -148,7 +148,20 @@ def read_gathered(
             gathering.read(resolve, on_batch)
         finally:
             gathering.abandon()
-            driver.close(session)
+
+
+@contextmanager
+def _session(pool: Pool, at: str, query: Query, gather: Gather) -> Iterator[Any]:
+    """Lend a connection that may wait for others; one on which views were made is closed."""
+    if gather.split is not None:
+        with pool.beside(query.query_id, at) as session:
+            yield session
+        return
+    with pool.apart(query.query_id, at) as session:
+        try:
+            yield session
+        finally:
+            pool.driver.close(session)
 
 
 def _receive_all(gathering: Any, senders: Generator[Any], count: Callable[[int], None]) -> None:

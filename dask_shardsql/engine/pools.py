@@ -111,6 +111,40 @@ class Pool:
             with self._changed:
                 del self._apart[number]
 
+    @contextmanager
+    def beside(self, query_id: str, shard: str) -> Iterator[Any]:
+        """Lend an idle connection, or open one, beside those that are counted.
+
+        So whoever has it can wait for counted ones, and two of that kind not for each other. It is
+        kept for others if the block does not raise.
+
+        Raises
+        ------
+        ConnectionFailedError
+            None was idle, and a new one could not be opened.
+        """
+        stale: list[Any] = []
+        with self._changed:
+            connection = self._take_idle(stale)
+        for old in stale:
+            self.driver.close(old)
+        if connection is None:
+            connection = self._open(shard)
+        number, is_well = next(self._numbers), False
+        with self._changed:
+            self._apart[number] = (connection, query_id)
+        try:
+            yield connection
+            is_well = self.driver.is_usable(connection)
+        finally:
+            with self._changed:
+                del self._apart[number]
+                if is_well:
+                    self._idle.append((time.monotonic(), connection))
+                    self._changed.notify()
+            if not is_well:
+                self.driver.close(connection)
+
     def cancel(self, query_id: str) -> bool:
         """Ask the server to stop what the connections lent to that query are running.
 
