@@ -20,6 +20,7 @@ from dask_shardsql.errors import (
     StatementError,
     TopologyError,
     TopologyNotFoundError,
+    UnionSemanticsWarning,
     UnrepresentableValueError,
 )
 from dask_shardsql.explanation import Explanation, explain
@@ -64,6 +65,7 @@ __all__ = [
     "Topology",
     "TopologyError",
     "TopologyNotFoundError",
+    "UnionSemanticsWarning",
     "UnrepresentableValueError",
     "collect",
     "explain",

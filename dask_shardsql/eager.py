@@ -14,7 +14,7 @@ from dask_shardsql.engine.fetch import Answer
 from dask_shardsql.engine.scatter import scatter
 from dask_shardsql.errors import ShardSQLError
 from dask_shardsql.merge import check_merge, prepare
-from dask_shardsql.query import AskedQuery, ask, new_query_id
+from dask_shardsql.query import AskedQuery, ask, new_query_id, warn_of_union
 from dask_shardsql.run import runs_here
 from dask_shardsql.split import SplitOptions, split
 from dask_shardsql.topology import Topology
@@ -122,6 +122,8 @@ def collect(
         shards=shards,
         settings=settings,
     )
+    if merge == "union":
+        warn_of_union(asked)
     is_simple = merge == "union" and not options.is_asked_for and runs_here(scheduler)
     table = _scattered(asked) if is_simple else None
     if table is not None:

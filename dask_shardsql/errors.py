@@ -44,8 +44,13 @@ __all__ = [
     "StatementError",
     "TopologyError",
     "TopologyNotFoundError",
+    "UnionSemanticsWarning",
     "UnrepresentableValueError",
 ]
+
+
+class UnionSemanticsWarning(UserWarning):
+    """The union of the shards' answers is not what one database would answer."""
 
 
 class ShardSQLError(Exception):

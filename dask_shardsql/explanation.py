@@ -10,7 +10,7 @@ from typing import Any
 from dask_shardsql.config import Settings
 from dask_shardsql.errors import MergeRefusedError
 from dask_shardsql.merge import Plan, check_merge, plan
-from dask_shardsql.query import ask
+from dask_shardsql.query import ask, why_not_a_union
 from dask_shardsql.split import SplitOptions
 from dask_shardsql.topology import Topology
 
@@ -41,6 +41,8 @@ class Explanation:
         A word for why, which stays the same: see the README.
     shards : tuple of str
         Names of the shards that answer.
+    visited : tuple of str
+        Names of the shards that may have rows for it, by what it demands of the shard keys.
     gathered : tuple of dict
         For each sharded table that is gathered: ``table``; ``select``, which reads what is needed
         of it on a shard; and ``bytes``, about how many there are on each, as its planner sees it.
@@ -49,7 +51,8 @@ class Explanation:
     max_gather_bytes : int
         How much may be gathered.
     message : str
-        Why there is no answer, and what to do.
+        Why there is no answer, and what to do; or what is to be said of the union that was asked
+        for.
     """
 
     sql: str
@@ -57,6 +60,7 @@ class Explanation:
     strategy: str
     reason: str
     shards: tuple[str, ...] = ()
+    visited: tuple[str, ...] = ()
     gathered: tuple[dict[str, Any], ...] = ()
     final: str = ""
     max_gather_bytes: int = 0
@@ -69,7 +73,7 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the same as plain values, which JSON can hold."""
-        found = {**vars(self), "shards": list(self.shards)}
+        found = {**vars(self), "shards": list(self.shards), "visited": list(self.visited)}
         found["gathered"] = [{**one, "bytes": dict(one["bytes"])} for one in self.gathered]
         return found
 
@@ -88,9 +92,12 @@ class Explanation:
         strategy = f"{self.strategy} ({self.reason}): {_MEANINGS[self.strategy]}"
         lines = [("query", self.sql.strip().replace("\n", indent)), ("strategy", strategy)]
         if self.message:
-            lines.append(("because", self.message))
+            lines.append(("because" if self.strategy == "refuse" else "but", self.message))
         if self.shards:
             lines.append(("on", ", ".join(self.shards)))
+        if self.shards and set(self.visited) != set(self.shards):
+            visited = ", ".join(self.visited) or "none: no row can meet the conditions"
+            lines.append(("rows of", visited))
         for table in self.gathered:
             sizes = ", ".join(f"{shard} {size:,}" for shard, size in table["bytes"].items())
             select = table["select"].strip().replace("\n", indent)
@@ -149,7 +156,17 @@ def explain(
     settings = Settings.current(max_gather_bytes=max_gather_bytes)
     asked = ask(sql, topology, params, settings=settings)
     if merge == "union":
-        return Explanation(asked.query.sql, merge, "union", "asked-for", asked.shards)
+        why = why_not_a_union(asked)
+        message = "" if why is None else f"it is not what one database would answer: {why}"
+        return Explanation(
+            asked.query.sql,
+            merge,
+            "union",
+            "asked-for",
+            asked.shards,
+            asked.shards,
+            message=message,
+        )
     most = settings.max_gather_bytes
     try:
         found = plan(asked, most, scheduler)
@@ -161,6 +178,7 @@ def explain(
         found.strategy,
         found.reason,
         found.prepared.shards,
+        found.visited,
         tuple(_gathered(found)),
         found.final,
         most,

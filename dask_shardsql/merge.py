@@ -17,6 +17,9 @@ from dask_shardsql.split import SplitOptions
 __all__ = ["Plan", "check_merge", "plan", "prepare"]
 
 MERGES = ("global", "union")
+# how much more than the tables a split query may move, by estimates that are high for groups;
+# and how little is never more
+_FACTOR, _LITTLE = 8, 1 << 20
 
 
 def check_merge(merge: str, options: SplitOptions, **of_shards: Any) -> None:
@@ -99,6 +102,8 @@ class Plan:
         By shard, about how many bytes of each extract there are.
     final : str
         What the shard that gathers then runs.
+    visited : tuple of str
+        The shards that may have rows for it.
     """
 
     strategy: str
@@ -107,6 +112,7 @@ class Plan:
     extracts: tuple[Extract, ...] = ()
     sizes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     final: str = ""
+    visited: tuple[str, ...] = ()
 
     @property
     def gathered_bytes(self) -> int:
@@ -120,7 +126,7 @@ def plan(asked: AskedQuery, max_gather_bytes: int, scheduler: Any) -> Plan:
     can_gather(asked.driver)
     prepared = describe(asked, scheduler)
     if len(shards) == 1:
-        return Plan("direct", "one-shard", prepared)
+        return Plan("direct", "one-shard", prepared, visited=shards)
     if not topology.sharded:
         raise ConfigurationError(
             "merge='global' needs to know which tables are sharded: name them in the topology, as "
@@ -135,29 +141,32 @@ def plan(asked: AskedQuery, max_gather_bytes: int, scheduler: Any) -> Plan:
         raise survey
     alone = replace(prepared, shards=(at,))
     if not survey.extracts:
-        return Plan("direct", "reference-tables", alone)
-    split = survey.split
+        return Plan("direct", "reference-tables", alone, visited=(at,))
+    split, visited = survey.split, shards
+    if split is not None and split.shards is not None:
+        visited = tuple(shard for shard in shards if shard in (split.shards or ()))
     if split is not None and split.strategy in ("direct", "union"):
-        visited = tuple(s for s in shards if split.shards is None or s in split.shards) or (at,)
         if len(visited) > 1:
             _sizes(asked, visited, split.tables, scheduler)  # which compares the tables
-        return Plan(split.strategy, split.reason, replace(prepared, shards=visited))
+        at_one_or_more = replace(prepared, shards=visited or (at,))
+        return Plan(split.strategy, split.reason, at_one_or_more, visited=visited)
     extracts, final, strategy, reason = survey.extracts, survey.final, "gather", "all-rows"
     if split is not None:
         both = _sizes(asked, shards, (*split.extracts, *extracts), scheduler)
         number = len(split.extracts)
         sizes = {shard: found[:number] for shard, found in both.items()}
         whole = {shard: found[number:] for shard, found in both.items()}
-        if sum(map(sum, sizes.values())) <= 2 * sum(map(sum, whole.values())):
+        most = max(_LITTLE, _FACTOR * sum(map(sum, whole.values())))
+        if sum(map(sum, sizes.values())) <= most:
             extracts, final = split.extracts, split.final
             strategy, reason = split.strategy, split.reason
         else:  # a join can have many more rows than its tables
-            split, sizes = None, whole
+            split, sizes, visited = None, whole, shards
     else:
         sizes = _sizes(asked, shards, extracts, scheduler)
     gather = Gather(shards, topology.sharded, max_gather_bytes, split)
     gathering = replace(alone, answer=replace(prepared.answer, gather=gather))
-    return Plan(strategy, reason, gathering, extracts, sizes, final)
+    return Plan(strategy, reason, gathering, extracts, sizes, final, visited)
 
 
 def _spread(shards: Sequence[Any], sql: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import uuid
+import warnings
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,22 @@ from dask_shardsql.errors import (
     QueryError,
     SchemaMismatchError,
     ShardSQLError,
+    UnionSemanticsWarning,
 )
 from dask_shardsql.run import run_tasks
+from dask_shardsql.sql import semantics
 from dask_shardsql.sql.types import override_types
 from dask_shardsql.topology import Topology
 
-__all__ = ["AskedQuery", "PreparedQuery", "ask", "describe", "new_query_id"]
+__all__ = [
+    "AskedQuery",
+    "PreparedQuery",
+    "ask",
+    "describe",
+    "new_query_id",
+    "warn_of_union",
+    "why_not_a_union",
+]
 
 
 @dataclass(frozen=True)
@@ -134,6 +145,26 @@ def ask(
     described_by = names if settings.check_schema else names[:1]
     types = _mapping_or_none("types", types)
     return AskedQuery(topology, names, driver, query, described_by, types, shard_column)
+
+
+def warn_of_union(asked: AskedQuery, stacklevel: int = 3) -> None:
+    """Warn where the union of the shards' answers is not what one database would answer."""
+    if (why := why_not_a_union(asked)) is not None:
+        warnings.warn(
+            f"the union of {len(asked.shards)} shards' answers is not what one database would "
+            f"answer: {why}. merge='global' gives that; filter this warning if the union is meant",
+            UnionSemanticsWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def why_not_a_union(asked: AskedQuery) -> str | None:
+    """Return what of a query holds within each shard only, as far as its text shows."""
+    tables = asked.topology.sharded
+    if len(asked.shards) < 2 or not tables or len({t.function for t in tables}) > 1:
+        return None
+    named = tuple((table.name, table.key) for table in tables)
+    return semantics.why_not_a_union(asked.query.sql, named)
 
 
 def new_query_id() -> str:

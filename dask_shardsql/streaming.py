@@ -20,7 +20,7 @@ from dask_shardsql.engine.registry import TopologyRef
 from dask_shardsql.engine.scatter import scatter
 from dask_shardsql.engine.shared_memory import Offer, offered_memory, received
 from dask_shardsql.errors import ShardSQLError
-from dask_shardsql.query import AskedQuery, ask, describe
+from dask_shardsql.query import AskedQuery, ask, describe, warn_of_union
 from dask_shardsql.run import cancel_everywhere, client_of, run_tasks, schedule_of, share_topology
 from dask_shardsql.topology import Topology
 
@@ -106,6 +106,7 @@ def stream(
         shards=shards,
         settings=settings,
     )
+    warn_of_union(asked)
     query = replace(asked.query, batch_bytes=size_in_bytes("batch_size", batch_size))
     feed = _Feed(replace(asked, query=query), scheduler)
     return pa.RecordBatchReader.from_batches(feed.schema, feed)

@@ -24,6 +24,13 @@ app = typer.Typer(
 )
 
 
+class Merge(StrEnum):
+    """What is answered."""
+
+    UNION = "union"
+    GLOBAL = "global"
+
+
 class Form(StrEnum):
     """How an answer is written."""
 
@@ -130,12 +137,21 @@ def query(
             show_default=False,
         ),
     ] = None,
+    merge: Annotated[
+        Merge,
+        typer.Option(
+            "--merge",
+            help="union: the rows of the shards, one after the other. global: what one database "
+            "with the rows of all shards would answer; the topology must name the sharded tables.",
+        ),
+    ] = Merge.UNION,
 ) -> None:
-    """Run one query on every shard and write the union of the answers to stdout.
+    """Run one query on every shard and write the answer to stdout.
 
-    The rows are those of the shards one after the other: an aggregate, ORDER BY, LIMIT or
-    DISTINCT holds within each shard, not over all of them. Only the answer goes to stdout; all
-    else, such as the progress of each shard on a terminal, goes to stderr.
+    By default the rows are those of the shards one after the other: an aggregate, ORDER BY, LIMIT
+    or DISTINCT holds within each shard, not over all of them, and a note says so; --merge global
+    gives one answer over all rows. Only the answer goes to stdout; all else, such as the progress
+    of each shard on a terminal, goes to stderr.
 
     Example: dask-shardsql query "SELECT * FROM orders WHERE o_totalprice > %(least)s" -t
     shards.toml -p least=1000 --output csv > orders.csv
@@ -150,6 +166,7 @@ def query(
         output_file=output_file,
         scheduler=scheduler,
         shard_column=shard_column,
+        merge=merge.value,
     )
 
 

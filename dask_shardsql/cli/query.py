@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,7 +36,7 @@ from dask_shardsql.cli.progress import ShardProgress, drawn
 from dask_shardsql.cli.table import MOST_ROWS, count_line, table_lines
 from dask_shardsql.config import default_topology
 from dask_shardsql.eager import collect
-from dask_shardsql.errors import ShardSQLError
+from dask_shardsql.errors import ShardSQLError, UnionSemanticsWarning
 from dask_shardsql.topology import Topology
 
 __all__ = ["run_query"]
@@ -54,6 +55,7 @@ def run_query(
     output_file: Path | None,
     scheduler: str | None,
     shard_column: str | None,
+    merge: str,
 ) -> None:
     """Run one query and write its answer.
 
@@ -73,6 +75,8 @@ def run_query(
         The address of a Dask scheduler; by default threads of this process do the work.
     shard_column : str, optional
         Name of an extra column with each row's shard.
+    merge : {"union", "global"}
+        What is answered, as in :func:`dask_shardsql.collect`.
 
     Raises
     ------
@@ -94,16 +98,21 @@ def run_query(
         with (
             stop_on_signals(),
             _connected(scheduler) as client,
+            warnings.catch_warnings(record=True) as caught,
             drawn(progress, console, erase=True),
         ):
+            warnings.simplefilter("always", UnionSemanticsWarning)
+            options = {"shard_column": shard_column, "merge": merge, "scheduler": client}
             try:
-                table = collect(sql, shards, values, shard_column=shard_column, scheduler=client)
+                table = collect(sql, shards, values, **options)
             except Stopped:
                 _wait_for_end(progress)
                 raise
             finally:
                 _leave_nothing_on(client, shards)
         seconds = time.monotonic() - started
+        for warning in caught:
+            say(f"note: {warning.message}")
         _write(table, chosen, output_file)
     except KeyboardInterrupt as stopped:
         say("stopped")

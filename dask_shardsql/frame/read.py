@@ -15,7 +15,7 @@ from dask_shardsql.errors import ConfigurationError
 from dask_shardsql.frame.collection import DataFrame
 from dask_shardsql.frame.expr import ReadShards, Snapshots
 from dask_shardsql.merge import check_merge, prepare
-from dask_shardsql.query import ask
+from dask_shardsql.query import ask, warn_of_union
 from dask_shardsql.split import SplitOptions, split
 from dask_shardsql.topology import Topology
 
@@ -271,6 +271,8 @@ def _read(
         settings=settings,
         find_not_null=settings.dtype_backend == "numpy",
     )
+    if merge == "union" and table is None:
+        warn_of_union(asked, 4)
     prepared = prepare(asked, merge, settings.max_gather_bytes, scheduler)
     ref = registry.register(prepared.topology)
     answer, token = prepared.answer, uuid.uuid4().hex

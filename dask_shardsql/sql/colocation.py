@@ -106,7 +106,7 @@ def rows_of(query: Any, catalog: Catalog, outer: Rows | None = None) -> Rows | N
     if rows is None or not rows.is_spread:
         # what is cut, or chosen among equals, may be chosen otherwise on another shard
         return _REFERENCE if rows is not None and _is_definite(query, catalog) else None
-    if given(query) - _SELECT or query.find(exp.Window) is not None:
+    if given(query) - _SELECT or not _windows_are_whole(query, rows):
         return None
     grouped = query.args.get("group")
     if grouped is None and any(has_aggregates(one, catalog) for one in _results(query)):
@@ -133,6 +133,18 @@ def _is_definite(query: exp.Select, catalog: Catalog) -> bool:
     return not any(
         is_aggregate(n, catalog.aggregates - _ORDERLESS) for n in query.find_all(exp.Func)
     )
+
+
+def _windows_are_whole(query: exp.Select, rows: Rows) -> bool:
+    """Whether whatever a window sees of a row's partition is on that row's shard."""
+    windows = [one for part in query.expressions for one in part.find_all(exp.Window)]
+    return all(
+        any(
+            _key(one, rows.keys) in rows.never_null for one in window.args.get("partition_by") or ()
+        )
+        and not inner_queries(window)
+        for window in windows
+    ) and (not windows or query.args.get("group") is None)
 
 
 def groups_are_whole(query: exp.Select, rows: Rows) -> bool:

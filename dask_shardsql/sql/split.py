@@ -43,7 +43,7 @@ from dask_shardsql.sql.splitting import (
     Splitter,
 )
 
-__all__ = ["SplitQuery", "split"]
+__all__ = ["SplitQuery", "split", "without_single_use"]
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,13 @@ def split(text: str, catalog: Catalog, describe: Describe) -> SplitQuery:
     tree = _with_views(tree, catalog)
     for select in tree.find_all(exp.Select):
         _qualify(select)
-    tree = _without_single_use(tree)
+    tree = without_single_use(tree)
     rows = rows_of(tree, catalog)
     if rows is not None and rows.is_spread:
         if _is_on_one(rows.shards):
             return SplitQuery("direct", "shard-key", (), "", as_read, rows.shards)
-        reason = "whole-groups" if tree.args.get("group") is not None else "row-wise"
+        is_grouped = tree.args.get("group") is not None or tree.find(exp.Window) is not None
+        reason = "whole-groups" if is_grouped else "row-wise"
         return SplitQuery("union", reason, (), "", as_read, rows.shards)
     splitter = Splitter(catalog, describe)
     final = written(splitter.query(tree))
@@ -172,7 +173,7 @@ def _with_views(tree: Any, catalog: Catalog) -> Any:
     raise NotSplitError("not-understood")
 
 
-def _without_single_use(tree: Any) -> Any:
+def without_single_use(tree: Any) -> Any:
     """Write queries in WITH that are read once to where they are read."""
     clause = tree.args.get("with_")
     if clause is None or clause.args.get("recursive"):
