@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import html
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dask_shardsql.config import Settings
 from dask_shardsql.errors import MergeRefusedError
-from dask_shardsql.merge import Plan, check_merge, plan
-from dask_shardsql.query import ask, why_not_a_union
+from dask_shardsql.merge import Plan, check_merge, plan, refuse_too_much
+from dask_shardsql.progress import ShardEvent, listen
+from dask_shardsql.query import PreparedQuery, ask, describe, why_not_a_union
 from dask_shardsql.split import SplitOptions
 from dask_shardsql.topology import Topology
+from dask_shardsql.union import read_tables
 
 __all__ = ["Explanation", "explain"]
 
+_PATIENCE = 5.0
 _MEANINGS = {
     "direct": "one shard answers",
     "union": "the answers of the shards, one behind the other",
@@ -53,6 +57,10 @@ class Explanation:
     message : str
         Why there is no answer, and what to do; or what is to be said of the union that was asked
         for.
+    actual : tuple of dict
+        What was measured, if it was run: for each ``shard`` and ``part`` ("answer", or "partial"
+        for what it had for that) the number of ``rows``, their ``bytes`` (as Arrow holds an answer,
+        as a partial was sent from server to server), and the ``seconds`` until it was there.
     """
 
     sql: str
@@ -65,6 +73,7 @@ class Explanation:
     final: str = ""
     max_gather_bytes: int = 0
     message: str = ""
+    actual: tuple[dict[str, Any], ...] = ()
 
     @property
     def gathered_bytes(self) -> int:
@@ -74,6 +83,7 @@ class Explanation:
     def to_dict(self) -> dict[str, Any]:
         """Return the same as plain values, which JSON can hold."""
         found = {**vars(self), "shards": list(self.shards), "visited": list(self.visited)}
+        found["actual"] = list(self.actual)
         found["gathered"] = [{**one, "bytes": dict(one["bytes"])} for one in self.gathered]
         return found
 
@@ -108,6 +118,9 @@ class Explanation:
             is_too_much = self.gathered_bytes > self.max_gather_bytes
             lines.append(("in all", total + (", which is refused" if is_too_much else "")))
             lines.append(("then", self.final.strip().replace("\n", indent)))
+        for one in self.actual:
+            facts = f"{one['rows']:,} rows, {one['bytes']:,} bytes, {one['seconds']:.3f} s"
+            lines.append((one["part"], f"{one['shard']}: {facts}"))
         return lines
 
 
@@ -118,9 +131,10 @@ def explain(
     *,
     merge: str = "union",
     max_gather_bytes: str | int | None = None,
+    analyze: bool = False,
     scheduler: Any = None,
 ) -> Explanation:
-    """Return how a query would be answered; nothing of it is run.
+    """Return how a query would be answered; nothing of it is run, if that is not asked for.
 
     Parameters
     ----------
@@ -134,6 +148,8 @@ def explain(
         As in :func:`collect`.
     max_gather_bytes : str or int, optional
         As in :func:`collect`.
+    analyze : bool, default False
+        Whether to run it, and measure rows, bytes and time for each shard.
     scheduler : str, callable or Client, optional
         Where the shards are asked, as in ``dask.compute``.
 
@@ -156,8 +172,10 @@ def explain(
     settings = Settings.current(max_gather_bytes=max_gather_bytes)
     asked = ask(sql, topology, params, settings=settings)
     if merge == "union":
+        prepared = describe(asked, scheduler) if analyze else None
         why = why_not_a_union(asked)
         message = "" if why is None else f"it is not what one database would answer: {why}"
+        actual = () if prepared is None else _measured(prepared, scheduler)
         return Explanation(
             asked.query.sql,
             merge,
@@ -166,12 +184,15 @@ def explain(
             asked.shards,
             asked.shards,
             message=message,
+            actual=actual,
         )
     most = settings.max_gather_bytes
     try:
         found = plan(asked, most, scheduler)
     except MergeRefusedError as error:
         return Explanation(asked.query.sql, merge, "refuse", error.reason, message=error.message)
+    if analyze:
+        refuse_too_much(found, most)
     return Explanation(
         asked.query.sql,
         merge,
@@ -182,6 +203,35 @@ def explain(
         tuple(_gathered(found)),
         found.final,
         most,
+        actual=_measured(found.prepared, scheduler) if analyze else (),
+    )
+
+
+def _measured(prepared: PreparedQuery, scheduler: Any) -> tuple[dict[str, Any], ...]:
+    """Run a query, and return what each shard's part of it was."""
+    query_id = prepared.answer.query.query_id
+    heard: dict[tuple[str, str], ShardEvent] = {}
+
+    def hear(event: ShardEvent) -> None:
+        if event.query_id == query_id and event.state == "finished":
+            heard[event.part, event.shard] = event
+
+    with listen(hear):
+        read_tables(prepared, None, scheduler)
+        deadline = time.monotonic() + _PATIENCE  # a worker's events come a moment later
+        while time.monotonic() < deadline and any(
+            ("answer", shard) not in heard for shard in prepared.shards
+        ):
+            time.sleep(0.01)
+    return tuple(
+        {
+            "shard": shard,
+            "part": part,
+            "rows": event.rows,
+            "bytes": event.nbytes,
+            "seconds": event.seconds,
+        }
+        for (part, shard), event in sorted(heard.items(), key=lambda one: (-len(one[0][0]), one[0]))
     )
 
 

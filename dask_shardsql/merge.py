@@ -14,7 +14,7 @@ from dask_shardsql.query import AskedQuery, PreparedQuery, describe
 from dask_shardsql.run import run_tasks
 from dask_shardsql.split import SplitOptions
 
-__all__ = ["Plan", "check_merge", "plan", "prepare"]
+__all__ = ["Plan", "check_merge", "plan", "prepare", "refuse_too_much"]
 
 MERGES = ("global", "union")
 # how much more than the tables a split query may move, by estimates that are high for groups;
@@ -77,10 +77,21 @@ def prepare(asked: AskedQuery, merge: str, max_gather_bytes: int, scheduler: Any
     if merge == "union":
         return describe(asked, scheduler)
     found = plan(asked, max_gather_bytes, scheduler)
+    refuse_too_much(found, max_gather_bytes)
+    return found.prepared
+
+
+def refuse_too_much(found: Plan, max_gather_bytes: int) -> None:
+    """Refuse to gather more than is allowed, by what the servers' planners expect.
+
+    Raises
+    ------
+    MergeRefusedError
+        It is more.
+    """
     if found.gathered_bytes > max_gather_bytes:
         about = f"about {found.gathered_bytes:,} bytes"
         raise too_much(about, max_gather_bytes, [one.table for one in found.extracts])
-    return found.prepared
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,9 @@ class ShardEvent:
     slice, slices : int
         Which slice of the shard it is about, counted from 0, and of how many: each tells for
         itself. ``0`` and ``1`` where the shard is not split.
+    part : {"answer", "partial"}
+        Whether it is about rows of the answer, or about what one shard was sent of them by another
+        (or had itself) to make the answer of; then `nbytes` is what was sent.
     """
 
     query_id: str
@@ -54,6 +57,7 @@ class ShardEvent:
     seconds: float = 0.0
     slice: int = 0
     slices: int = 1
+    part: str = "answer"
 
 
 Listener = Callable[[ShardEvent], None]

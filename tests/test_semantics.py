@@ -180,3 +180,23 @@ def test_shards_without_rows_are_not_visited(sql, params, strategy, shards, prun
     assert set(explained.visited) == shards
     for table in explained.gathered:
         assert {shard for shard, size in table["bytes"].items() if size} <= shards
+
+
+def test_explain_can_measure(pruned):
+    sql = "SELECT x, count(*) AS n FROM se_orders GROUP BY x"
+    found = dss.explain(sql, pruned, merge="global", analyze=True)
+    (answer,) = [one for one in found.actual if one["part"] == "answer"]
+    assert (answer["shard"], answer["rows"]) == (found.shards[0], 7)
+    partials = {one["shard"]: one for one in found.actual if one["part"] == "partial"}
+    assert {shard: one["rows"] for shard, one in partials.items()} == {"s1": 7, "s2": 7, "s3": 7}
+    # a COPY's header and trailer, and for each row two bytes, and 4 + 4 and 4 + 8
+    sizes = {shard: one["bytes"] for shard, one in partials.items()}
+    assert sizes == {shard: 0 if shard in found.shards else 21 + 7 * 22 for shard in sizes}
+    assert all(0 < one["seconds"] < 60 for one in found.actual)
+    assert f"answer    {answer['shard']}: 7 rows" in str(found)
+    assert found.to_dict()["actual"] == list(found.actual)
+    union = dss.explain("SELECT id FROM se_orders", pruned, analyze=True)
+    assert [(one["part"], one["rows"]) for one in union.actual] == [("answer", 20)] * 3
+    assert dss.explain(sql, pruned, merge="global").actual == ()
+    with pytest.raises(dss.MergeRefusedError):
+        dss.explain(sql, pruned, merge="global", analyze=True, max_gather_bytes=1)

@@ -41,6 +41,8 @@ class ShardProgress:
 
     def hear(self, event: ShardEvent) -> None:
         """Take note of an event; from any thread."""
+        if event.part != "answer":
+            return
         with self._lock:
             event = self._of_all_slices(event)
             self._latest[event.shard] = event

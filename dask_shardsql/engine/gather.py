@@ -6,6 +6,8 @@ runs in, in the servers' own form; nothing here looks into them.
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +29,7 @@ from dask_shardsql.engine.pools import Pool, pool_of
 from dask_shardsql.engine.registry import TopologyRef
 from dask_shardsql.engine.sending import sent_by_all
 from dask_shardsql.errors import MergeRefusedError, ShardSQLError
+from dask_shardsql.progress import ShardEvent, emit
 from dask_shardsql.topology import ShardedTable, Topology
 
 __all__ = ["Gather", "estimate_shard", "read_gathered", "survey_shard", "too_much"]
@@ -138,8 +141,12 @@ def read_gathered(
             gathering = driver.gathering(session, query, gather.sharded)
         try:
             extracts = gathering.survey().extracts
+            senders = None
             if isinstance(gathering, Sending):
-                _receive_all(gathering, sent_by_all(topology, others, query, gathering), count)
+                senders = sent_by_all(topology, others, query, gathering)
+            tell = functools.partial(_tell, query.query_id, time.monotonic())
+            if senders is not None:
+                _receive_all(gathering, senders, at, count, tell)
             else:
                 gathering.prepare()
                 for shard in others:
@@ -164,14 +171,33 @@ def _session(pool: Pool, at: str, query: Query, gather: Gather) -> Iterator[Any]
             pool.driver.close(session)
 
 
-def _receive_all(gathering: Any, senders: Generator[Any], count: Callable[[int], None]) -> None:
+def _receive_all(
+    gathering: Any,
+    senders: Generator[Any],
+    at: str,
+    count: Callable[[int], None],
+    tell: Callable[[str, int, int], None],
+) -> None:
     """Take what all shards send, which they begin to before this one computes its own part."""
     with closing(senders):
         next(senders)  # all have begun
-        gathering.prepare()
+        tell(at, gathering.prepare(), 0)
         for sender in senders:
+            rows, sizes = 0, [0]
+
+            def add(nbytes: int, sizes: list[int] = sizes) -> None:
+                sizes.append(nbytes)
+                count(nbytes)
+
             for extract in sender.extracts:
-                sender.deliver(extract, gathering.receive, count)
+                rows += sender.deliver(extract, gathering.receive, add)
+            tell(sender.shard, rows, sum(sizes))
+
+
+def _tell(query_id: str, started: float, shard: str, rows: int, nbytes: int) -> None:
+    """Tell what a shard has sent, and that it took from `started` until now."""
+    seconds = time.monotonic() - started
+    emit(ShardEvent(query_id, shard, "finished", rows, nbytes, seconds, part="partial"))
 
 
 @contextmanager

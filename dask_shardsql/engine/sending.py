@@ -74,7 +74,7 @@ class Sender:
         sending: Sending,
         extracts: Sequence[Extract],
     ) -> None:
-        self._topology, self._shard, self._query = topology, shard, query
+        self._topology, self.shard, self._query = topology, shard, query
         self._sending, self.extracts = sending, extracts
         self._ends: queue.SimpleQueue[Incoming | None] = queue.SimpleQueue()
         self._failure: BaseException | None = None
@@ -86,19 +86,20 @@ class Sender:
     def deliver(
         self,
         extract: Extract,
-        receive: Callable[[Extract, Any], None],
+        receive: Callable[[Extract, Any], int],
         count: Callable[[int], None],
-    ) -> None:
+    ) -> int:
         """Let the next extract be received; `count` hears of its bytes, and may raise.
 
-        What the shard has raised is raised here, with its name; all else is the receiver's.
+        Returns how many rows there were. What the shard has raised is raised here, with its name;
+        all else is the receiver's.
         """
         incoming = self._ends.get()
         if incoming is None:
             raise self._why()
         incoming.count = count
         try:
-            receive(extract, incoming)
+            rows = receive(extract, incoming)
         except BaseException:
             if incoming.failure is not None:
                 raise incoming.failure from None
@@ -107,6 +108,7 @@ class Sender:
             incoming.close()
         if not incoming.is_whole:  # the receiver has read less than all, and is content
             raise self._why()
+        return rows
 
     def close(self) -> None:
         """End it, whatever it is doing."""
@@ -125,7 +127,7 @@ class Sender:
 
     def _run(self) -> None:
         try:
-            with connection_to(self._topology, self._shard, self._query) as (_, source):
+            with connection_to(self._topology, self.shard, self._query) as (_, source):
                 self._source = source
                 try:
                     self._send(source)

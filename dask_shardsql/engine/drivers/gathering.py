@@ -142,8 +142,8 @@ class Gathering(Protocol):
     def survey(self) -> Survey:
         """Begin, and return what is needed of the sharded tables."""
 
-    def prepare(self) -> None:
-        """Make room for it, and put this database's own rows there."""
+    def prepare(self) -> int:
+        """Make room for it, and put this database's own rows there; return how many."""
 
     def take(self, source: Any, count: Callable[[int], None]) -> None:
         """Copy all extracts from another shard's connection; `count` hears of bytes, and may raise.
@@ -187,8 +187,8 @@ class Sending(Protocol):
     def cancel(self, source: Any) -> None:
         """Ask its server to stop; another thread is using the connection."""
 
-    def receive(self, extract: Extract, stream: Any) -> None:
-        """Take what another shard has written, from a file that is open for reading."""
+    def receive(self, extract: Extract, stream: Any) -> int:
+        """Take what another shard has written, from a file; return how many rows there were."""
 
 
 @runtime_checkable

@@ -157,8 +157,9 @@ class PostgreSQLGathering(PostgreSQLReceiving):
             return None  # whose type is a table's, which a narrower one has not
         return replace(split, tables=tuple(self.extracts))
 
-    def prepare(self) -> None:
-        """Make the temporary tables and views, and put this shard's own rows into them."""
+    def prepare(self) -> int:
+        """Make the temporary tables, put this shard's own rows into them, and return how many."""
+        rows = 0
         self._run(f"DROP VIEW pg_temp.{_VIEW}")
         for part in self.extracts:
             # with all columns, which the text may name; those that are not needed stay NULL
@@ -166,6 +167,8 @@ class PostgreSQLGathering(PostgreSQLReceiving):
             name = double_quoted(part.table)
             self._run(f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS {columns}")
             self._run(f"INSERT INTO pg_temp.{part.into} {part.select}")
+            rows += self._cursor.rowcount
+        return rows
 
     def read(self, resolve: Callable[[Columns], Columns], on_batch: OnBatch) -> None:
         """Run the query over what was gathered; the transaction then ends."""

@@ -77,10 +77,11 @@ class PostgreSQLReceiving:
         """Ask the server to stop."""
         source.request_cancel()
 
-    def receive(self, extract: Extract, stream: Any) -> None:
-        """Put another shard's rows into this session's table."""
+    def receive(self, extract: Extract, stream: Any) -> int:
+        """Put another shard's rows into this session's table; return how many."""
         copy = f"COPY pg_temp.{extract.into} FROM STDIN ({_form(extract)})"
         self._cursor.copy_expert(copy, stream, _BUFFER_BYTES)
+        return int(self._cursor.rowcount)
 
     def abandon(self) -> None:
         """End the transaction, or close the connection."""
@@ -135,10 +136,13 @@ class PostgreSQLMerging(PostgreSQLReceiving):
         self.extracts = tuple(described)
         return Survey("", self.extracts)
 
-    def prepare(self) -> None:
-        """Put this shard's own answers into the tables."""
+    def prepare(self) -> int:
+        """Put this shard's own answers into the tables; return how many."""
+        rows = 0
         for part in filter(lambda one: one.is_on(self._shard), self._split.extracts):
             self._cursor.execute(f"INSERT INTO pg_temp.{part.into}\n{part.select}")
+            rows += self._cursor.rowcount
+        return rows
 
     def read(self, resolve: Callable[[Columns], Columns], on_batch: OnBatch) -> None:
         """Run the final query; the transaction then ends."""
