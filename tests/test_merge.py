@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -541,6 +542,26 @@ def test_a_server_that_is_lost_on_the_way(victim, four, servers, monkeypatch):
     assert dss.collect(sql, four, merge="global").to_pylist() == [{"max": 299}]
 
 
+def test_a_session_that_waits_for_others_is_not_ended(four, servers):
+    option = "options='-c idle_in_transaction_session_timeout=150'"
+    dsns = {shard.name: f"{servers.dsns[shard.name]} {option}" for shard in four.shards}
+    topology = dss.Topology.from_dsns(dsns, sharded=SHARDED)
+    sql = "SELECT count(*) AS n FROM mg_orders o WHERE EXISTS (SELECT FROM mg_items i, mg_items j)"
+    at = merge._spread(topology.shards, sql).name
+    other = next(name for name in dsns if name != at)
+    lock = psycopg2.connect(servers.dsns[other])
+    found = dss.explain(sql, topology, merge="global")
+    assert found.shards == (at,)
+    with closing(lock), ThreadPoolExecutor() as threads:
+        prepared = dss.read_sharded_sql(sql, topology, merge="global")
+        lock.cursor().execute("LOCK TABLE mg_items")
+        answer = threads.submit(prepared.compute, scheduler="threads")
+        time.sleep(0.6)
+        assert not answer.done()
+        lock.rollback()
+        assert answer.result()["n"].tolist() == [300]
+
+
 def test_ctrl_c_while_it_gathers(four, servers):
     with closing(psycopg2.connect(servers.dsns["s2"])) as other:
         other.cursor().execute("LOCK TABLE mg_items")
@@ -639,5 +660,7 @@ def test_random_queries_are_answered_as_by_one_database(servers):
         sys.path.pop(0)
     fuzz.load(servers)
     ways = Counter(fuzz.run(seed, servers) for seed in range(3 * values.EXAMPLES))
+    for seed in range(values.EXAMPLES // 2):
+        fuzz.relate(seed, servers)
     assert ways["merge"] > 10
     assert ways["gather"] > 5

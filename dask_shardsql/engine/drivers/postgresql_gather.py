@@ -37,7 +37,7 @@ from dask_shardsql.engine.drivers.postgresql_hiding import (
     refuse_hidden_reads,
     refuse_what_is_not_seen,
 )
-from dask_shardsql.engine.drivers.postgresql_merge import BEGIN, PostgreSQLReceiving
+from dask_shardsql.engine.drivers.postgresql_merge import BEGIN, WAITING, PostgreSQLReceiving
 from dask_shardsql.engine.drivers.postgresql_params import merge_params, read_strings_as_standard
 from dask_shardsql.engine.drivers.postgresql_script import Script, pins
 from dask_shardsql.engine.drivers.rows import double_quoted
@@ -189,7 +189,7 @@ class PostgreSQLGathering(PostgreSQLReceiving):
         """Begin the transaction, and make a view of the query."""
         has_begun = False
         try:
-            self._run("; ".join((BEGIN + " WRITE", *pins(self._query))))
+            self._run("; ".join((BEGIN + " WRITE", WAITING, *pins(self._query))))
             has_begun = True
             self._run(f"CREATE TEMPORARY VIEW {_VIEW} AS\n{text}\n")
             return

@@ -19,9 +19,11 @@ from dask_shardsql.engine.drivers.postgresql_script import Script, pins
 from dask_shardsql.engine.drivers.postgresql_types import columns_of, fields_of_cursor
 from dask_shardsql.errors import SchemaMismatchError
 
-__all__ = ["BEGIN", "PostgreSQLMerging", "PostgreSQLReceiving"]
+__all__ = ["BEGIN", "WAITING", "PostgreSQLMerging", "PostgreSQLReceiving"]
 
 BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ"
+WAITING = "SET LOCAL idle_in_transaction_session_timeout = 0"
+"""A session that gathers waits for others, however long they take."""
 _BUFFER_BYTES = 1 << 16
 
 
@@ -120,7 +122,7 @@ class PostgreSQLMerging(PostgreSQLReceiving):
     def survey(self) -> Survey:
         """Begin, make the temporary tables, and let nothing else be written from then on."""
         read_strings_as_standard(self._connection)
-        begin = (BEGIN + " WRITE", *pins(self._query), *self.settings)
+        begin = (BEGIN + " WRITE", WAITING, *pins(self._query), *self.settings)
         tables = (
             f"CREATE TEMPORARY TABLE {part.into} ON COMMIT DROP AS\n{part.select}\nWITH NO DATA"
             for part in self._split.extracts
