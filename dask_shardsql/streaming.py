@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -20,8 +20,10 @@ from dask_shardsql.engine.registry import TopologyRef
 from dask_shardsql.engine.scatter import scatter
 from dask_shardsql.engine.shared_memory import Offer, offered_memory, received
 from dask_shardsql.errors import ShardSQLError
-from dask_shardsql.query import AskedQuery, ask, describe, warn_of_union
+from dask_shardsql.merge import check_merge, prepare
+from dask_shardsql.query import AskedQuery, PreparedQuery, ask, warn_of_union
 from dask_shardsql.run import cancel_everywhere, client_of, run_tasks, schedule_of, share_topology
+from dask_shardsql.split import SplitOptions
 from dask_shardsql.topology import Topology
 
 __all__ = ["stream"]
@@ -43,6 +45,8 @@ def stream(
     unrepresentable: str | None = None,
     check_schema: bool | None = None,
     batch_size: int | str = "16 MiB",
+    merge: str = "union",
+    max_gather_bytes: str | int | None = None,
     scheduler: Any = None,
 ) -> pa.RecordBatchReader:
     """Run one query on every shard and return the rows as they come, from whichever shard.
@@ -68,6 +72,10 @@ def stream(
         or only the first.
     batch_size : int or str, default "16 MiB"
         How large a record batch may become, in bytes; a single row may exceed it.
+    merge : {"union", "global"}, default "union"
+        As in :func:`collect`. With ``"global"`` rows have the order that the query gives them.
+    max_gather_bytes : str or int, optional
+        As in :func:`collect`.
     scheduler : str, callable or Client, optional
         As in ``dask.compute``.
 
@@ -96,7 +104,12 @@ def stream(
     >>> for batch in stream("SELECT * FROM lineitem", topology):  # doctest: +SKIP
     ...     print(batch.num_rows)
     """
-    settings = Settings.current(unrepresentable=unrepresentable, check_schema=check_schema)
+    check_merge(merge, SplitOptions(), shards=shards, shard_column=shard_column)
+    settings = Settings.current(
+        unrepresentable=unrepresentable,
+        check_schema=check_schema,
+        max_gather_bytes=max_gather_bytes,
+    )
     asked = ask(
         sql,
         topology,
@@ -106,10 +119,24 @@ def stream(
         shards=shards,
         settings=settings,
     )
-    warn_of_union(asked)
+    if merge == "union":
+        warn_of_union(asked)
     query = replace(asked.query, batch_bytes=size_in_bytes("batch_size", batch_size))
-    feed = _Feed(replace(asked, query=query), scheduler)
+    asked = replace(asked, query=query)
+    feed = _Feed(_Wanted(asked, merge, settings.max_gather_bytes), scheduler)
     return pa.RecordBatchReader.from_batches(feed.schema, feed)
+
+
+class _Wanted(NamedTuple):
+    """What is to be read."""
+
+    asked: AskedQuery
+    merge: str
+    max_gather_bytes: int
+
+    def prepare(self, scheduler: Any) -> PreparedQuery:
+        """Let the shards describe it."""
+        return prepare(self.asked, self.merge, self.max_gather_bytes, scheduler)
 
 
 class _StoppedError(Exception):
@@ -123,12 +150,13 @@ class _Feed:
     nobody iterates any more.
     """
 
-    def __init__(self, asked: AskedQuery, scheduler: Any) -> None:
+    def __init__(self, wanted: _Wanted, scheduler: Any) -> None:
+        asked = wanted.asked
         self._line = line = _Line(min(len(asked.shards), _MOST_WAITING))
         schedule = schedule_of(scheduler)
         client = client_of(schedule)
         work = _read_here if client is None else _read_on_cluster
-        arguments = (line, work, asked, client)
+        arguments = (line, work, wanted, client)
         self.stop = weakref.finalize(self, _abandon, line, schedule, asked.query.query_id)
         # a daemon, as a server that hangs must not keep the process from ending
         name = "dask_shardsql-stream"
@@ -205,12 +233,12 @@ class _Line:
 
 
 def _work(
-    line: _Line, work: Callable[[_Line, AskedQuery, Any], None], asked: AskedQuery, client: Any
+    line: _Line, work: Callable[[_Line, _Wanted, Any], None], wanted: _Wanted, client: Any
 ) -> None:
     """Read, and put what comes into the line: the schema, the batches, and None or an error."""
     end: BaseException | None = None
     try:
-        work(line, asked, client)
+        work(line, wanted, client)
     except _StoppedError:
         return
     except BaseException as error:  # noqa: BLE001 - raised again by who takes
@@ -218,8 +246,9 @@ def _work(
     line.end(end)
 
 
-def _read_here(line: _Line, asked: AskedQuery, client: None) -> None:
+def _read_here(line: _Line, wanted: _Wanted, client: None) -> None:
     """Read in this process."""
+    asked = wanted.asked
 
     def agree(outcomes: Mapping[str, Columns | ShardSQLError]) -> Answer:
         answer = asked.agree(outcomes).answer
@@ -232,17 +261,17 @@ def _read_here(line: _Line, asked: AskedQuery, client: None) -> None:
     def read(ref: TopologyRef, shard: str, answer: Answer) -> None:
         read_batches(ref, shard, answer, line.put)
 
-    topology, shards = asked.topology, asked.shards
-    if scatter(topology, shards, asked.query, agree, put):
+    topology = asked.topology
+    if wanted.merge == "union" and scatter(topology, asked.shards, asked.query, agree, put):
         return
-    prepared = describe(asked, "threads")
+    prepared = wanted.prepare("threads")
     line.put(prepared.answer.schema)
-    run_tasks(read, topology, shards, prepared.answer, "stream-sharded-sql", "threads")
+    run_tasks(read, topology, prepared.shards, prepared.answer, "stream-sharded-sql", "threads")
 
 
-def _read_on_cluster(line: _Line, asked: AskedQuery, client: Any) -> None:
+def _read_on_cluster(line: _Line, wanted: _Wanted, client: Any) -> None:
     """Read on the workers of a cluster, not more shards at a time than it has threads."""
-    prepared = describe(asked, client)
+    prepared = wanted.prepare(client)
     line.put(prepared.answer.schema)
     ref = share_topology(prepared.topology, client.get)
     query_id = prepared.answer.query.query_id

@@ -200,3 +200,31 @@ def test_explain_can_measure(pruned):
     assert dss.explain(sql, pruned, merge="global").actual == ()
     with pytest.raises(dss.MergeRefusedError):
         dss.explain(sql, pruned, merge="global", analyze=True, max_gather_bytes=1)
+
+
+@pytest.fixture(scope="module")
+def client():
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster, set_as_default=False) as made,
+    ):
+        yield made
+
+
+@pytest.mark.parametrize("way", ["threads", "cluster"])
+def test_stream_gives_one_answer_in_its_order(way, pruned, servers, request):
+    sql = "SELECT id, x FROM se_orders ORDER BY x DESC, id LIMIT 45"
+    expected = dss.collect(sql, servers.reference)
+    client = request.getfixturevalue("client") if way == "cluster" else None
+    reader = dss.stream(sql, pruned, merge="global", batch_size=256, scheduler=client)
+    assert reader.schema == expected.schema
+    batches = list(reader)
+    assert [row for batch in batches for row in batch.to_pylist()] == expected.to_pylist()
+    assert len(batches) > 1
+    with pytest.raises(dss.MergeRefusedError):
+        dss.stream("SELECT ctid::text FROM se_orders", pruned, merge="global")
+    with pytest.raises(dss.ConfigurationError, match="single shards"):
+        dss.stream(sql, pruned, merge="global", shards=["s1"])
