@@ -113,23 +113,15 @@ class Pool:
 
     @contextmanager
     def beside(self, query_id: str, shard: str) -> Iterator[Any]:
-        """Lend an idle connection, or open one, beside those that are counted.
+        """Lend an idle or new connection beside those that are counted.
 
-        So whoever has it can wait for counted ones, and two of that kind not for each other. It is
-        kept for others if the block does not raise.
-
-        Raises
-        ------
-        ConnectionFailedError
-            None was idle, and a new one could not be opened.
+        So whoever has it can wait for counted ones. It is kept unless the block raises.
         """
         stale: list[Any] = []
         with self._changed:
             connection = self._take_idle(stale)
-        for old in stale:
-            self.driver.close(old)
-        if connection is None:
-            connection = self._open(shard)
+        self._close_all(stale)
+        connection = connection or self._open(shard)
         number, is_well = next(self._numbers), False
         with self._changed:
             self._apart[number] = (connection, query_id)
@@ -165,7 +157,10 @@ class Pool:
         with self._changed:
             closing = [c for since, c in self._idle if since <= oldest]
             self._idle = [(since, c) for since, c in self._idle if since > oldest]
-        for connection in closing:
+        self._close_all(closing)
+
+    def _close_all(self, connections: list[Any]) -> None:
+        for connection in connections:
             self.driver.close(connection)
 
     def _reserve(self, lease: Lease, query_id: str, shard: str) -> None:
@@ -193,8 +188,7 @@ class Pool:
                 self._busy[lease.number] = (connection, query_id)
             else:
                 self._opening += 1
-        for old in stale:
-            self.driver.close(old)
+        self._close_all(stale)
 
     def _open_reserved(self, number: int, query_id: str, shard: str) -> Any:
         connection = None
