@@ -91,7 +91,7 @@ class Pool:
     def apart(self, query_id: str, shard: str) -> Iterator[Any]:
         """Open a connection beside those that are counted; it is closed if the block raises.
 
-        After the block it is whoever opened it that closes it.
+        After the block whoever opened it closes it.
 
         Raises
         ------
@@ -113,10 +113,7 @@ class Pool:
 
     @contextmanager
     def beside(self, query_id: str, shard: str) -> Iterator[Any]:
-        """Lend an idle or new connection beside those that are counted.
-
-        So whoever has it can wait for counted ones. It is kept unless the block raises.
-        """
+        """Lend one beside those that are counted, whose user may so wait for counted ones."""
         stale: list[Any] = []
         with self._changed:
             connection = self._take_idle(stale)
