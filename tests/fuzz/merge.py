@@ -17,6 +17,7 @@ import random
 import sys
 import time
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import dask_shardsql as dss
@@ -26,7 +27,7 @@ TABLES = {"o": "fz_orders", "i": "fz_items", "k": "fz_kinds"}
 COLUMNS = {"o": ["id", "kind", "total", "flag"], "i": ["oid", "n", "qty"], "k": ["kind", "w"]}
 NUMBERS = {"o": ["id", "total"], "i": ["oid", "n", "qty"], "k": ["w"]}
 KEYS = {"o": "id", "i": "oid", "k": "w"}
-KEY = {"fz_orders": "id", "fz_items": "oid"}
+KEY = {"public.fz_orders": "id", "public.fz_items": "oid"}
 JOINS = ["JOIN", "JOIN", "LEFT JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN", "CROSS JOIN"]
 OPERATORS = ["<", ">", "=", "<>", "<=", ">="]
 INSIDE = {  # other relations with the columns of a table
@@ -226,25 +227,37 @@ class Grammar:
 
 
 def load(servers: ShardServers) -> None:
-    """Make the tables: duplicates, NULLs, rows without partners, and a shard that is empty."""
+    """Make the tables: duplicates, NULLs, rows without partners, and a shard that is empty.
+
+    In another schema the same rows are sharded by other columns, which may be NULL.
+    """
     rng = random.Random(1)  # noqa: S311
-    servers.execute(
-        "CREATE TABLE fz_orders (id int8 NOT NULL, kind text, total int4, flag bool); "
-        "CREATE TABLE fz_items (oid int8 NOT NULL, n int4, qty int4); "
-        "CREATE TABLE fz_kinds (kind text, w int4); "
-        "CREATE VIEW fz_seen AS SELECT o.* FROM fz_orders o JOIN fz_kinds k USING (kind); "
-        "CREATE VIEW fz_counted AS SELECT oid, (count(*))::int4 AS n, max(qty) AS qty "
-        "FROM fz_items GROUP BY oid"
-    )
     kinds, flags = [None, "a", "b", "c"], [None, True, False]
     orders = [
         (i, rng.choice(kinds), rng.choice([None, *range(40)]), rng.choice(flags)) for i in range(60)
     ]
     items = [(rng.randrange(70), i % 50, rng.choice([None, *range(9)])) for i in range(120)]
+    rows = [(rng.choice([*kinds, "d"]), i) for i in range(12)]
     shards = len(servers.dsns) - 1
-    servers.load("fz_orders", orders, shard_of=lambda row: row[0] % shards)
-    servers.load("fz_items", items, shard_of=lambda row: row[0] % shards)
-    servers.load("fz_kinds", [(rng.choice([*kinds, "d"]), i) for i in range(12)])
+    for schema, order_key, item_key in (("public", 0, 0), ("fz_again", 2, 2)):
+        servers.execute(
+            f"CREATE SCHEMA IF NOT EXISTS {schema}; SET search_path TO {schema}; "
+            "CREATE TABLE fz_orders (id int8 NOT NULL, kind text, total int4, flag bool); "
+            "CREATE TABLE fz_items (oid int8 NOT NULL, n int4, qty int4); "
+            "CREATE TABLE fz_kinds (kind text, w int4); "
+            "CREATE VIEW fz_seen AS SELECT o.* FROM fz_orders o JOIN fz_kinds k USING (kind); "
+            "CREATE VIEW fz_counted AS SELECT oid, (count(*))::int4 AS n, max(qty) AS qty "
+            "FROM fz_items GROUP BY oid; RESET search_path"
+        )
+
+        def shard_of(row: tuple[Any, ...], key: int) -> int:
+            # a key that is NULL is anywhere
+            return (row[0] if row[key] is None else row[key]) % shards
+
+        by_order, by_item = (partial(shard_of, key=key) for key in (order_key, item_key))
+        servers.load(f"{schema}.fz_orders", orders, shard_of=by_order)
+        servers.load(f"{schema}.fz_items", items, shard_of=by_item)
+        servers.load(f"{schema}.fz_kinds", rows)
 
 
 def outcome(sql: str, topology: dss.Topology, merge: str) -> Any:
@@ -260,16 +273,22 @@ def outcome(sql: str, topology: dss.Topology, merge: str) -> Any:
     return table.schema, rows if is_ordered else sorted(rows)
 
 
-def sharded(servers: ShardServers, seed: int) -> dict[str, Any]:
-    """Return how the tables are sharded, every other time with the function that says where."""
+def topology_of(servers: ShardServers, seed: int) -> dss.Topology:
+    """Return one of: with the function that says where rows are, without, and by other keys."""
+    if seed % 3 == 2:
+        path = "options='-c search_path=fz_again,public'"
+        dsns = {name: f"{dsn} {path}" for name, dsn in servers.dsns.items()}
+        other = {"fz_again.fz_orders": "total", "fz_again.fz_items": "qty"}
+        return dss.Topology.from_dsns(dsns, sharded=other)
     how = {"function": "modulo", "shards": list(servers.dsns)[:-1]}
-    return {table: {"key": key, **how} if seed % 2 else key for table, key in KEY.items()}
+    sharded = {table: {"key": key, **how} if seed % 3 else key for table, key in KEY.items()}
+    return dss.Topology.from_dsns(servers.dsns, sharded=sharded)
 
 
 def run(seed: int, servers: ShardServers) -> str:
     """Compare one query; return how it was answered."""
     sql = Grammar(random.Random(seed)).query()  # noqa: S311
-    topology = dss.Topology.from_dsns(servers.dsns, sharded=sharded(servers, seed))
+    topology = topology_of(servers, seed)
     expected, found = outcome(sql, servers.reference, "union"), outcome(sql, topology, "global")
     if isinstance(found, str) != isinstance(expected, str) and "22012" in (found, expected):
         return "error"  # which rows are divided first is the planner's choice
@@ -289,7 +308,7 @@ def relate(seed: int, servers: ShardServers) -> None:
     meet it where it decides which rows are read as where it is only computed of them (NoREC).
     """
     source, condition, column = Grammar(random.Random(seed)).source_and_condition()  # noqa: S311
-    topology = dss.Topology.from_dsns(servers.dsns, sharded=sharded(servers, seed))
+    topology = topology_of(servers, seed)
 
     def rows(sql: str) -> Counter[str]:
         found = dss.collect(sql, topology, merge="global").to_pylist()
