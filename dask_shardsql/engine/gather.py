@@ -70,6 +70,7 @@ def survey_shard(
             gathering = can_gather(driver).gathering(connection, query, sharded)
             try:
                 survey = gathering.survey()
+                survey = replace(survey, extracts=tuple(_at(shard, survey.extracts)))
                 if survey.extracts and isinstance(gathering, Splitting):
                     survey = replace(survey, split=gathering.split(shards))
                 return survey
@@ -77,6 +78,12 @@ def survey_shard(
                 gathering.abandon()
     except ShardSQLError as error:
         return error
+
+
+def _at(shard: str, extracts: Sequence[Extract]) -> Iterator[Extract]:
+    """Say of reference tables that only one shard's rows are gathered."""
+    for one in extracts:
+        yield one if one.key else replace(one, shards=frozenset([shard]))
 
 
 def estimate_shard(

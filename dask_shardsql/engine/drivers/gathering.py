@@ -25,14 +25,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Extract:
-    """The rows and columns of one sharded table that a query needs.
+    """The rows and columns of one table that a query needs.
 
     Parameters
     ----------
     table : str
         The table's name, without its schema.
     key : str
-        Its shard key.
+        Its shard key; empty for a reference table, of which one shard's rows are gathered.
     select : str
         The query that reads them on a shard.
     into : str

@@ -32,7 +32,7 @@ import datetime as dt
 import os
 import re
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -42,7 +42,9 @@ import pyarrow as pa
 
 from dask_shardsql.config import Settings
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
+from dask_shardsql.engine.drivers.gathering import Extract, Gathering, Split
 from dask_shardsql.engine.drivers.rows import double_quoted, plain_params, read_rows
+from dask_shardsql.engine.drivers.sqlite_gather import SQLiteGathering, estimate
 from dask_shardsql.errors import (
     ConfigurationError,
     ConnectionLostError,
@@ -53,7 +55,7 @@ from dask_shardsql.errors import (
 )
 from dask_shardsql.sql.statement import sendable
 from dask_shardsql.sql.types import Column, arrow_type_of
-from dask_shardsql.topology import Server
+from dask_shardsql.topology import Server, ShardedTable
 
 __all__ = ["SQLiteDriver"]
 
@@ -143,8 +145,9 @@ class SQLiteDriver:
         options = {"mode": "ro"} | {
             k: str(int(v) if v in (0, 1) else v) for k, v in keywords.items()
         }
+        uri = f"file://{quote(os.path.abspath(path))}?{urlencode(options)}"
         connection = sqlite3.connect(
-            f"file://{quote(os.path.abspath(path))}?{urlencode(options)}",
+            uri,
             uri=True,
             timeout=timeout,
             isolation_level=None,
@@ -152,7 +155,7 @@ class SQLiteDriver:
             factory=_Connection,
         )
         try:
-            connection.path, connection.file = path, _file(path)
+            connection.path, connection.file, connection.uri = path, _file(path), uri
             connection.execute("PRAGMA query_only = ON")
             connection.execute("PRAGMA schema_version")  # the file is not read before
         except BaseException:
@@ -202,8 +205,9 @@ class SQLiteDriver:
 
     def cancel(self, connection: Any) -> None:
         """Interrupt what the connection runs."""
-        with suppress(sqlite3.Error):
-            connection.interrupt()
+        for one in (connection.beside, connection):
+            with suppress(sqlite3.Error, AttributeError):
+                one.interrupt()
 
     def close(self, connection: Any) -> None:
         """Close the connection."""
@@ -227,6 +231,20 @@ class SQLiteDriver:
         if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             hint = "another process writes to the file: try again, or raise the shard's timeout"
         return QueryError(message, hint=hint, query=sql)
+
+    def gathering(
+        self, connection: Any, query: Query, sharded: Sequence[ShardedTable]
+    ) -> Gathering:
+        """Begin to gather for a query."""
+        return SQLiteGathering(connection, query, sharded, _execute, self.read)
+
+    def merging(self, connection: Any, query: Query, split: Split, shard: str) -> Gathering:
+        """Refuse: a query is never in parts here."""
+        raise ConfigurationError("driver 'sqlite' cannot merge a query in parts: gather its rows")
+
+    def estimate(self, connection: Any, query: Query, extracts: Sequence[Extract]) -> list[int]:
+        """Return about how many bytes each of the extracts has here."""
+        return estimate(connection, extracts)
 
     def _describe(self, connection: Any, query: Query) -> Columns:
         """Let SQLite name and type the columns of an empty temporary view and table.
@@ -277,10 +295,12 @@ class SQLiteDriver:
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that knows which file it opened."""
+    """A connection that knows which file it opened, and which other one works for it."""
 
     path: str
+    uri: str
     file: tuple[int, int] | None
+    beside: sqlite3.Connection | None = None
 
 
 def _execute(connection: Any, sql: str, query: Query) -> Any:
