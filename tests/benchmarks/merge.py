@@ -29,15 +29,20 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def servers_cpu() -> float:
-    """Return the CPU seconds of all PostgreSQL processes so far, of those that ended too."""
-    total = 0
+    """Return the CPU seconds of this process's servers so far, of processes that ended too."""
+    found: dict[int, tuple[int, int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            name, _, rest = stat.read_text().partition(" (")[2].partition(") ")
+            fields = stat.read_text().rpartition(") ")[2].split()
         except OSError:
             continue
-        if name == "postgres":
-            total += sum(map(int, rest.split()[11:15]))
+        found[int(stat.parent.name)] = int(fields[1]), sum(map(int, fields[11:15]))
+    total = 0
+    for process, (parent, ticks) in found.items():
+        if process != os.getpid():
+            while parent in found and parent != os.getpid():
+                parent = found[parent][0]
+            total += ticks if parent == os.getpid() else 0
     return total / _TICKS
 
 
