@@ -592,10 +592,13 @@ def test_the_topology_must_name_what_is_sharded(topology, tmp_path):
     bare = dss.Topology(topology.shards)
     with pytest.raises(dss.ConfigurationError, match="which tables are sharded"):
         dss.collect("SELECT 1 AS a", bare, merge="global")
-    files = {f"s{i}": f"duckdb:///{tmp_path}/{i}.duckdb" for i in (1, 2)}
-    duck = dss.Topology.from_dsns(files, sharded={"t": "id"})
-    with pytest.raises(dss.ConfigurationError, match="'duckdb' cannot answer"):
-        dss.collect("SELECT 1 AS a", duck, merge="global")
+    keywords = {"module": "sqlite3", "database": str(tmp_path / "1.db")}
+    shards = tuple(
+        dss.Shard(name, (dss.Server("dbapi", tuple(keywords.items())),)) for name in ("s1", "s2")
+    )
+    other = dss.Topology(shards, (dss.ShardedTable("t", "id"),))
+    with pytest.raises(dss.ConfigurationError, match="'dbapi' cannot answer"):
+        dss.collect("SELECT 1 AS a", other, merge="global")
 
 
 def test_explain_a_query_that_gathers(four):

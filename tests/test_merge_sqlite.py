@@ -322,12 +322,12 @@ def test_a_shard_that_fails_is_named(four, tmp_path, monkeypatch):
     other = {"s0": "s1", "s1": "s0"}[at]
     answer = SQLiteDriver.estimate
 
-    def break_one(driver, connection, query, extracts):
+    def break_one(_, connection, query, extracts):
         if connection.path.endswith(f"{other}.db"):
-            found = answer(driver, connection, query, extracts)
+            found = answer(connection, query, extracts)
             (tmp_path / f"{other}.db").write_bytes(b"no database" * 1000)
             return found
-        return answer(driver, connection, query, extracts)
+        return answer(connection, query, extracts)
 
     monkeypatch.setattr(SQLiteDriver, "estimate", break_one)
     with pytest.raises(dss.ShardSQLError) as caught:

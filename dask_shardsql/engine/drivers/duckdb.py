@@ -22,7 +22,7 @@ HUGEINT inside of another type, ...)
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -31,6 +31,8 @@ import pyarrow as pa
 
 from dask_shardsql.config import Settings
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
+from dask_shardsql.engine.drivers.duckdb_gather import DuckDBGathering, estimate, interrupt_beside
+from dask_shardsql.engine.drivers.gathering import Gathering, GathersOnly
 from dask_shardsql.engine.drivers.postgresql_types import makes_nulls
 from dask_shardsql.engine.drivers.rows import double_quoted, plain_params, to_array
 from dask_shardsql.errors import (
@@ -45,7 +47,7 @@ from dask_shardsql.errors import (
 )
 from dask_shardsql.sql.statement import sendable
 from dask_shardsql.sql.types import Column, arrow_schema
-from dask_shardsql.topology import Server
+from dask_shardsql.topology import Server, ShardedTable
 
 __all__ = ["DuckDBDriver"]
 
@@ -78,7 +80,7 @@ _PINS = ("SET python_enable_replacements = false", "SET TimeZone = 'UTC'")
 _POINTER = re.compile(r"\n\nLINE (\d+): (.*)\n( *)\^")
 
 
-class DuckDBDriver:
+class DuckDBDriver(GathersOnly):
     """Read DuckDB files: see :class:`dask_shardsql.engine.drivers.base.Driver`.
 
     Placeholders are DuckDB's: ``?`` or ``$1`` for a sequence of parameters, ``$name`` for a
@@ -142,8 +144,7 @@ class DuckDBDriver:
         if problem:
             raise ConnectionFailedError(problem + _remedy(problem))
         try:
-            for pin in _PINS:
-                connection.execute(pin)
+            connection.execute("; ".join(_PINS))
         except BaseException:
             connection.close()
             raise
@@ -179,6 +180,7 @@ class DuckDBDriver:
     def cancel(self, connection: Any) -> None:
         """Interrupt what the connection runs."""
         with suppress(duckdb.Error):
+            interrupt_beside(connection)
             connection.interrupt()
 
     def close(self, connection: Any) -> None:
@@ -199,6 +201,14 @@ class DuckDBDriver:
         if re.search(r"Values were not provided for|argument.count mismatch", text):
             return _parameter_error(text, sql)
         return _query_error(text, sql, lines_before=1)
+
+    def gathering(
+        self, connection: Any, query: Query, sharded: Sequence[ShardedTable]
+    ) -> Gathering:
+        """Begin to gather for a query."""
+        return DuckDBGathering(connection, query, sharded, _PINS, self.read)
+
+    estimate = staticmethod(estimate)
 
     def _describe(self, connection: Any, query: Query) -> Columns:
         params = plain_params(query.params)
@@ -240,7 +250,6 @@ class DuckDBDriver:
 
 
 def _parsed(sql: str) -> list[Any]:
-    problem = ""
     try:
         return list(duckdb.extract_statements(sql))
     except duckdb.Error as error:

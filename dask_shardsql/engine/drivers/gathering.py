@@ -14,6 +14,7 @@ __all__ = [
     "Extract",
     "Gathering",
     "GatheringDriver",
+    "GathersOnly",
     "Sending",
     "Split",
     "Splitting",
@@ -205,6 +206,14 @@ class GatheringDriver(Driver, Protocol):
 
     def estimate(self, connection: Any, query: Query, extracts: Sequence[Extract]) -> list[int]:
         """Return about how many bytes each of the extracts has here."""
+
+
+class GathersOnly:
+    """What a driver has whose surveys never say that a query can be answered in parts."""
+
+    def merging(self, connection: Any, query: Query, split: Split, shard: str) -> Gathering:
+        """Refuse."""
+        raise ConfigurationError("this driver cannot merge a query in parts: gather its rows")
 
 
 def can_gather(driver: Driver) -> GatheringDriver:

@@ -22,7 +22,15 @@ from dask_shardsql.engine.drivers.base import Columns, OnBatch
 from dask_shardsql.errors import ColumnError, ParameterError, UnrepresentableValueError
 from dask_shardsql.sql.types import Column, arrow_schema
 
-__all__ = ["double_quoted", "each_param", "plain_params", "plain_value", "read_rows", "to_array"]
+__all__ = [
+    "double_quoted",
+    "each_param",
+    "folded",
+    "plain_params",
+    "plain_value",
+    "read_rows",
+    "to_array",
+]
 
 _BATCH_BYTES = 8 << 20
 _FIRST_ROWS = 256
@@ -112,6 +120,11 @@ def double_quoted(name: str) -> str:
     if "\0" in name:
         raise ColumnError(f"the name {name!r} holds a NUL character, which no identifier may")
     return '"' + name.replace('"', '""') + '"'
+
+
+def folded(name: str) -> str:
+    """Return a name with its ASCII letters in lower case: SQLite and DuckDB tell no other apart."""
+    return name.encode("utf-8", "surrogatepass").lower().decode("utf-8", "surrogatepass")
 
 
 def plain_params(params: Any, adapt: Callable[[Any], Any] | None = None) -> Any:

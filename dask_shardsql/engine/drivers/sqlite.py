@@ -42,7 +42,7 @@ import pyarrow as pa
 
 from dask_shardsql.config import Settings
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
-from dask_shardsql.engine.drivers.gathering import Extract, Gathering, Split
+from dask_shardsql.engine.drivers.gathering import Gathering, GathersOnly
 from dask_shardsql.engine.drivers.rows import double_quoted, plain_params, read_rows
 from dask_shardsql.engine.drivers.sqlite_gather import SQLiteGathering, estimate
 from dask_shardsql.errors import (
@@ -94,7 +94,7 @@ _TYPES = (
 _LOST = ("SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_NOTADB", "SQLITE_CORRUPT")
 
 
-class SQLiteDriver:
+class SQLiteDriver(GathersOnly):
     """Read SQLite files: see :class:`dask_shardsql.engine.drivers.base.Driver`.
 
     Placeholders are SQLite's: ``?`` for a sequence of parameters, ``:name`` for a mapping.
@@ -238,13 +238,7 @@ class SQLiteDriver:
         """Begin to gather for a query."""
         return SQLiteGathering(connection, query, sharded, _execute, self.read)
 
-    def merging(self, connection: Any, query: Query, split: Split, shard: str) -> Gathering:
-        """Refuse: a query is never in parts here."""
-        raise ConfigurationError("driver 'sqlite' cannot merge a query in parts: gather its rows")
-
-    def estimate(self, connection: Any, query: Query, extracts: Sequence[Extract]) -> list[int]:
-        """Return about how many bytes each of the extracts has here."""
-        return estimate(connection, extracts)
+    estimate = staticmethod(estimate)
 
     def _describe(self, connection: Any, query: Query) -> Columns:
         """Let SQLite name and type the columns of an empty temporary view and table.

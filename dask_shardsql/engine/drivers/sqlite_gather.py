@@ -17,7 +17,7 @@ from typing import Any
 
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
 from dask_shardsql.engine.drivers.gathering import Extract, Survey, TargetFailedError
-from dask_shardsql.engine.drivers.rows import double_quoted
+from dask_shardsql.engine.drivers.rows import double_quoted, folded
 from dask_shardsql.errors import MergeRefusedError, SchemaMismatchError
 from dask_shardsql.topology import ShardedTable
 
@@ -283,8 +283,8 @@ class SQLiteGathering:
             count(held - before)
 
 
-def estimate(connection: Any, extracts: Sequence[Extract]) -> list[int]:
-    """Return about how many bytes each of the extracts has in a file.
+def estimate(connection: Any, query: Query, extracts: Sequence[Extract]) -> list[int]:
+    """Return about how many bytes each of the extracts has in a file; whatever the query.
 
     Raises
     ------
@@ -299,11 +299,6 @@ def estimate(connection: Any, extracts: Sequence[Extract]) -> list[int]:
         return [_size(connection, one) for one in extracts]
     finally:
         connection.execute("ROLLBACK")
-
-
-def folded(name: str) -> str:
-    """Return a name in lower case by SQLite's rule, which changes ASCII letters only."""
-    return name.encode("utf-8", "surrogatepass").lower().decode("utf-8", "surrogatepass")
 
 
 def _is_virtual(sql: str | None) -> bool:
