@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -197,6 +198,7 @@ GATHERED = [
     "SELECT q.total FROM sp_kinds k, LATERAL (SELECT o.total FROM sp_orders o "
     "WHERE o.kind = k.kind ORDER BY o.id LIMIT 2) q",
 ]
+OTHERS = Path(__file__).with_name("split_queries.sql").read_text().splitlines()
 UNION = {
     "SELECT * FROM sp_orders": "row-wise",
     "SELECT id, kind FROM sp_big": "row-wise",
@@ -260,3 +262,17 @@ def test_rows_of_several_shards_meet(sql, topology, loaded):
 def test_answers_that_are_parts_of_the_answer(sql, topology, loaded):
     same(sql, topology, loaded)
     assert way_of(sql, topology) == ("union", UNION[sql])
+
+
+@pytest.mark.parametrize("sql", OTHERS)
+def test_whatever_the_way(sql, topology, loaded):
+    same(sql, topology, loaded)
+
+
+@pytest.mark.parametrize("sql", [sql for sql in OTHERS if "sp_orders" in sql][::3])
+def test_whatever_the_way_where_the_sharding_function_is_known(sql, topology, loaded):
+    names = [shard.name for shard in topology.shards][:-1]  # the last is empty
+    how = {"function": "modulo", "shards": names}
+    sharded = {**SHARDED, "sp_orders": {"key": "id", **how}, "sp_items": {"key": "oid", **how}}
+    dsns = {shard.name: loaded.dsns[shard.name] for shard in topology.shards}
+    same(sql, dss.Topology.from_dsns(dsns, sharded=sharded), loaded)
