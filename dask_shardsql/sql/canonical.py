@@ -35,7 +35,6 @@ __all__ = [
     "quoted",
     "renames",
     "same_words",
-    "source_of",
     "table_name",
     "written",
 ]
@@ -151,15 +150,6 @@ def column_of(node: Any) -> tuple[str, str] | None:
     if node.args.get("db"):
         return None
     return name_of(node.args.get("table")), name_of(node.this)
-
-
-def source_of(node: Any) -> Any:
-    """Return a table, query or other source in FROM, without the parentheses around joins."""
-    while isinstance(node, exp.Subquery) and not isinstance(node.this, Query):
-        if given(node) - {"this"}:
-            raise NotSplitError("not-understood")
-        node = node.this
-    return node
 
 
 def is_column(node: Any, column: tuple[str, str]) -> bool:
