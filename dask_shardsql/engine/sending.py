@@ -80,6 +80,7 @@ class Sender:
         self._failure: BaseException | None = None
         self._source: Any = None
         self._is_wanted = True
+        self._left = len(extracts)
         self._thread = threading.Thread(target=self._run, name="dask_shardsql-send", daemon=True)
         self._thread.start()
 
@@ -106,6 +107,7 @@ class Sender:
             raise
         finally:
             incoming.close()
+        self._left -= 1
         if not incoming.is_whole:  # the receiver has read less than all, and is content
             raise self._why()
         return rows
@@ -116,7 +118,9 @@ class Sender:
         while not self._ends.empty():
             if (end := self._ends.get()) is not None:
                 end.close()
-        if self._thread.is_alive() and (source := self._source) is not None:
+        source = self._source
+        # once all was sent, its connection may be another query's any moment
+        if self._left and self._thread.is_alive() and source is not None:
             self._sending.cancel(source)
         self._thread.join(1.0)
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+from sqlglot import exp
 
 from dask_shardsql.sharding import ShardingFunction
+from dask_shardsql.sql.canonical import Query, is_aggregate
 
-__all__ = ["Catalog", "Column", "Rows", "Sharded"]
+__all__ = ["Catalog", "Column", "Rows", "Sharded", "has_aggregates", "makes_one_group"]
 
 Column = tuple[str, str]
 """A column, by its table's alias and its name."""
@@ -90,3 +94,21 @@ class Rows:
     keys: Mapping[Column, Sharded] = field(default_factory=dict)
     never_null: frozenset[Column] = frozenset()
     shards: frozenset[str] | None = None
+
+
+def has_aggregates(node: Any, catalog: Catalog) -> bool:
+    """Whether an expression calls an aggregate, other than inside of a query in it."""
+    if isinstance(node, Query):
+        return False
+    if is_aggregate(node, catalog.aggregates):
+        return True
+    return any(has_aggregates(one, catalog) for one in node.iter_expressions())
+
+
+def makes_one_group(query: exp.Select, catalog: Catalog) -> bool:
+    """Whether a query without GROUP BY has one row for all rows that it reads."""
+    if query.args.get("having") is not None:
+        return True
+    more = [query.args.get("order"), query.args.get("distinct")]
+    parts = [*query.expressions, *(query.args.get("windows") or []), *more]
+    return any(part is not None and has_aggregates(part, catalog) for part in parts)

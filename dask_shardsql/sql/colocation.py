@@ -32,11 +32,12 @@ from dask_shardsql.sql.catalog import (
     Catalog,
     Column,
     Rows,
+    makes_one_group,
 )
 from dask_shardsql.sql.joins import equal_columns, joins_of, what_is_inner
 from dask_shardsql.sql.route import possible_shards
 
-__all__ = ["groups_are_whole", "has_aggregates", "rows_of", "rows_of_source"]
+__all__ = ["groups_are_whole", "rows_of", "rows_of_source"]
 
 _SELECT = {"kind", "expressions", "from_", "joins", "where", "group", "having"}
 _CUT = {"limit", "offset"}
@@ -66,15 +67,6 @@ _ORDERLESS = frozenset(
         "stddev",
     ]
 )
-
-
-def has_aggregates(node: Any, catalog: Catalog) -> bool:
-    """Whether an expression calls an aggregate, other than inside of a query in it."""
-    if isinstance(node, Query):
-        return False
-    if is_aggregate(node, catalog.aggregates):
-        return True
-    return any(has_aggregates(one, catalog) for one in node.iter_expressions())
 
 
 def rows_of(query: Any, catalog: Catalog, outer: Rows | None = None) -> Rows | None:
@@ -109,14 +101,15 @@ def rows_of(query: Any, catalog: Catalog, outer: Rows | None = None) -> Rows | N
     if given(query) - _SELECT or not _windows_are_whole(query, rows):
         return None
     grouped = query.args.get("group")
-    if grouped is None and any(has_aggregates(one, catalog) for one in _results(query)):
+    if grouped is None and makes_one_group(query, catalog):
         return None
     if grouped is not None and not groups_are_whole(query, rows):
         return None
+    names = output_names(query)
     found = {
         ("", name): column
-        for item, name in zip(query.expressions, output_names(query), strict=True)
-        if (column := _key(item, rows.keys)) is not None
+        for item, name in zip(query.expressions, names, strict=True)
+        if (column := _key(item, rows.keys)) is not None and names.count(name) == 1
     }
     keys = {name: rows.keys[column] for name, column in found.items()}
     never = frozenset(n for n, column in found.items() if column in rows.never_null)
@@ -215,7 +208,7 @@ def _results(query: exp.Select) -> list[Any]:
 def _in_expressions(query: exp.Select) -> Iterable[Any]:
     """Return the expressions that may hold other queries."""
     yield from _results(query)
-    for name in ("where", "group", "order", "distinct"):
+    for name in ("where", "group", "order", "distinct", "limit", "offset"):
         if (part := query.args.get(name)) is not None:
             yield part
     for join in joins_of(query):
@@ -318,7 +311,7 @@ def _rows_of_relation(item: Any, catalog: Catalog) -> Rows | None:
             raise NotSplitError("not-understood")
         return _REFERENCE
     if isinstance(item, exp.Values):
-        return _REFERENCE
+        return _REFERENCE if item.find(exp.Query) is None else None
     if isinstance(item, exp.Subquery):
         if given(item) - {"this", "alias", "joins"}:
             return None

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlglot import exp
 
-from dask_shardsql.sql.canonical import Query, alias_of, column_of, conjuncts, plain
+from dask_shardsql.sql.canonical import Query, alias_of, column_of, conjuncts
 from dask_shardsql.sql.catalog import Column
 
 __all__ = ["equal_columns", "joins_of", "relations_of", "what_is_inner"]
@@ -91,18 +91,10 @@ def equal_columns(conditions: Iterable[Any]) -> dict[Column, set[Column]]:
     for condition in conditions:
         if not isinstance(condition, exp.EQ):
             continue
-        left, right = column_of(_as_text(condition.left)), column_of(_as_text(condition.right))
+        left, right = column_of(condition.left), column_of(condition.right)
         if left is None or right is None:
             continue
         together = classes.get(left, {left}) | classes.get(right, {right})
         for column in together:
             classes[column] = together
     return classes
-
-
-def _as_text(node: Any) -> Any:
-    """Return what is cast to text, which all texts are before they are compared."""
-    node = plain(node)
-    if isinstance(node, exp.Cast) and node.to.this == exp.DataType.Type.TEXT:
-        return node.this
-    return node

@@ -55,7 +55,7 @@ def _why(tree: Any, keys: Mapping[str, str]) -> str | None:
 
     from dask_shardsql.sql import colocation
     from dask_shardsql.sql.canonical import name_of, table_name
-    from dask_shardsql.sql.catalog import Catalog, Sharded
+    from dask_shardsql.sql.catalog import Catalog, Sharded, makes_one_group
     from dask_shardsql.sql.split import without_single_use
 
     tree = without_single_use(tree)
@@ -85,7 +85,7 @@ def _why(tree: Any, keys: Mapping[str, str]) -> str | None:
     if rows is None or not rows.is_spread:
         return "it joins or looks up rows of which some may be on other shards"
     grouped = tree.args.get("group")
-    has_calls = any(colocation.has_aggregates(one, catalog) for one in tree.expressions)
+    has_calls = grouped is None and makes_one_group(tree, catalog)
     is_whole = grouped is not None and colocation.groups_are_whole(tree, rows)
     if (grouped is not None or has_calls) and not is_whole:
         return "it aggregates the rows of each shard alone"

@@ -94,6 +94,10 @@ def split(text: str, catalog: Catalog, describe: Describe) -> SplitQuery:
     """
     tree = parse(text)
     as_read = written(tree)
+    if "dask_shardsql_" in "".join((text, *catalog.views.values())).lower():
+        raise NotSplitError("hidden-name")  # it could be one of the names that are made here
+    for view in catalog.views.values():
+        _refuse_outer_aggregates(parse(view), catalog)
     _refuse_aggregates(tree, catalog)
     tree = _with_views(tree, catalog)
     for select in tree.find_all(exp.Select):
@@ -107,7 +111,12 @@ def split(text: str, catalog: Catalog, describe: Describe) -> SplitQuery:
         reason = "whole-groups" if is_grouped else "row-wise"
         return SplitQuery("union", reason, (), "", as_read, rows.shards)
     splitter = Splitter(catalog, describe)
-    final = written(splitter.query(tree))
+    last = splitter.query(tree)
+    if any(table_name(table) in catalog.sharded for table in last.find_all(exp.Table)):
+        ctes = {written(cte.args["alias"].this) for cte in last.find_all(exp.CTE)}
+        if not ctes & set(catalog.sharded):
+            raise NotSplitError("not-understood")
+    final = written(last)
     partials = tuple(splitter.partials)
     if not partials:
         raise NotSplitError("not-understood")  # the caller knows that it reads sharded tables
@@ -128,7 +137,16 @@ def _is_on_one(shards: frozenset[str] | None) -> bool:
 
 
 def _refuse_aggregates(tree: Any, catalog: Catalog) -> None:
-    """Refuse aggregates that are not found, and those of a query in another one inside of it."""
+    """Refuse a query of whose aggregates one is not found."""
+    found = _refuse_outer_aggregates(tree, catalog)
+    in_views = [parse(text) for text in catalog.views.values()]
+    found |= {function_name(n) for view in in_views for n in view.find_all(exp.Func)}
+    if catalog.aggregates - found:
+        raise NotSplitError("not-understood")
+
+
+def _refuse_outer_aggregates(tree: Any, catalog: Catalog) -> set[str]:
+    """Refuse aggregates of a query in another one inside of it; return the names of all."""
     found = set()
     for node in tree.find_all(exp.Func):
         if not is_aggregate(node, catalog.aggregates):
@@ -139,10 +157,7 @@ def _refuse_aggregates(tree: Any, catalog: Catalog) -> None:
         own = {alias_of(one) for one in relations_of(select)} if select is not None else set()
         if used and not used & own:
             raise NotSplitError("not-understood")
-    in_views = [parse(text) for text in catalog.views.values()]
-    found |= {function_name(n) for view in in_views for n in view.find_all(exp.Func)}
-    if catalog.aggregates - found:
-        raise NotSplitError("not-understood")
+    return found
 
 
 def _qualify(select: exp.Select) -> None:
@@ -158,6 +173,12 @@ def _qualify(select: exp.Select) -> None:
 
 def _with_views(tree: Any, catalog: Catalog) -> Any:
     """Write the texts of views into the query that reads them."""
+    ctes = {written(one.args["alias"].this) for one in tree.find_all(exp.CTE)}
+    if ctes and catalog.views:
+        inside = [parse(text).find_all(exp.Table) for text in catalog.views.values()]
+        names = {table_name(table) for tables in inside for table in tables}
+        if ctes & (names | set(catalog.views)):
+            raise NotSplitError("hidden-name")
     for _ in range(32):
         tables = [t for t in tree.find_all(exp.Table) if table_name(t) in catalog.views]
         if not tables:
@@ -176,7 +197,7 @@ def _with_views(tree: Any, catalog: Catalog) -> Any:
 def without_single_use(tree: Any) -> Any:
     """Write queries in WITH that are read once to where they are read."""
     clause = tree.args.get("with_")
-    if clause is None or clause.args.get("recursive"):
+    if clause is None or clause.args.get("recursive") or len(list(tree.find_all(exp.With))) > 1:
         return tree
     for cte in list(clause.expressions):
         name = name_of(cte.args["alias"].this)

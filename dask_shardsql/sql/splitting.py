@@ -35,10 +35,9 @@ from dask_shardsql.sql.canonical import (
     table_name,
     written,
 )
-from dask_shardsql.sql.catalog import Catalog, Rows
+from dask_shardsql.sql.catalog import Catalog, Rows, makes_one_group
 from dask_shardsql.sql.colocation import (
     groups_are_whole,
-    has_aggregates,
     rows_of,
     rows_of_source,
 )
@@ -145,9 +144,7 @@ class Splitter:
             return query.copy()
         if rows is None or _is_correlated(query):
             return self._pieces(query, outer)
-        is_grouped = query.args.get("group") is not None or any(
-            has_aggregates(one, self._catalog) for one in parts(query)
-        )
+        is_grouped = query.args.get("group") is not None or makes_one_group(query, self._catalog)
         has_windows = any(one.find(exp.Window) is not None for one in parts(query))
         if not has_windows:
             if not is_grouped or (query.args.get("group") and groups_are_whole(query, rows)):
@@ -225,6 +222,11 @@ class Splitter:
             column = column_of(node) if isinstance(node, exp.Column) else None
             if column is None or (column[0] and column[0] not in aliases):
                 return node
+            above = node.find_ancestor(exp.Select)
+            while above is not None:  # an inner query may have a table of that alias
+                if column[0] in {alias_of(one) for one in relations_of(above)}:
+                    return node
+                above = above.find_ancestor(exp.Select)
             if node not in columns:
                 columns.append(node.copy())
             return ref(f"c{columns.index(node)}")
@@ -233,9 +235,9 @@ class Splitter:
         for name in BEHIND:
             value = final.args.get(name)
             if isinstance(value, list):
-                final.set(name, [one.transform(reference) for one in value])
+                final.set(name, [one.copy().transform(reference) for one in value])
             elif value is not None:
-                final.set(name, value.transform(reference))
+                final.set(name, value.copy().transform(reference))
         name_all(final, names)
         part = exp.Select(
             expressions=[exp.alias_(one, f"c{n}") for n, one in enumerate(columns)]
@@ -261,6 +263,8 @@ class Splitter:
         inside = outer.inside(query, self._catalog)
         relations = list(relations_of(found))
         for relation in relations:
+            if isinstance(relation, exp.Values) and relation.find(exp.Query) is not None:
+                raise NotSplitError("values")
             if isinstance(relation, exp.Lateral):
                 relation.set("this", self.query(relation.this, inside))
             elif isinstance(relation, exp.Subquery):
@@ -318,8 +322,9 @@ def _ordered(one: exp.Ordered, by: Any) -> exp.Ordered:
 
 def _expressions_of(query: exp.Select) -> list[Any]:
     found = parts(query)
-    if query.args.get("where") is not None:
-        found.append(query.args["where"])
+    for name in ("where", "limit", "offset"):
+        if query.args.get(name) is not None:
+            found.append(query.args[name])
     return found + [join.args["on"] for join in joins_of(query) if join.args.get("on")]
 
 

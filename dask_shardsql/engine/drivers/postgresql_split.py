@@ -130,10 +130,13 @@ def split_query(
         return found
 
     try:
+        # all functions are the server's own, and so must those be that are written anew
+        ((path,),) = rows("SELECT current_schemas(false)")
+        path = ["pg_catalog", *(schema for schema in path if schema != "pg_catalog")]
+        settings = f"SET LOCAL search_path TO {', '.join(map(double_quoted, path))}"
+        rows(settings)
         found = split(text, catalog, describe)
         _refuse_misreading(rows, text, found.as_read)
-        ((path,),) = rows("SELECT current_schemas(false)")
-        settings = f"SET LOCAL search_path TO {', '.join(map(double_quoted, path)) or chr(39) * 2}"
         extracts = tuple(_extract(rows, n, one, settings) for n, one in enumerate(found.partials))
         if found.final:
             _refuse_other_columns(rows, view, found.final, {*gathered, *views})
