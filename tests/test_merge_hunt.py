@@ -21,6 +21,7 @@ CREATE TABLE mh_c2 (code text NOT NULL, v int4);
 CREATE TABLE mh_k (kind text, w int4, id int8, c0 int4, c1 text);
 CREATE TABLE mh_num (x numeric);
 CREATE TABLE dask_shardsql_0 (id int8 NOT NULL, c0 int4);
+CREATE TABLE dask_shardsql_1 (c0 int4, id int8);
 CREATE VIEW mh_big AS SELECT o.id, o.kind, o.total FROM mh_o o WHERE o.total > 5;
 CREATE VIEW mh_outer AS SELECT (SELECT sum(o.total) FROM mh_k k WHERE k.w = 1) AS s FROM mh_o o;
 CREATE SCHEMA mh_mine;
@@ -34,7 +35,7 @@ CREATE AGGREGATE mh_mine.sum(int8) (SFUNC = mh_mine.less, STYPE = numeric);
 DROP = """
 DROP SCHEMA mh_mine CASCADE;
 DROP VIEW mh_big, mh_outer;
-DROP TABLE mh_o, mh_i, mh_c, mh_c2, mh_k, mh_num, dask_shardsql_0;
+DROP TABLE mh_o, mh_i, mh_c, mh_c2, mh_k, mh_num, dask_shardsql_0, dask_shardsql_1;
 """
 KEYS = {"mh_o": "id", "mh_i": "oid", "mh_c": "code", "mh_c2": "code", "dask_shardsql_0": "id"}
 CODES = {"1.0": 0, "1.00": 1, "2": 2, "A": 0, "a": 1, "b": 2}  # and the shard of each
@@ -67,6 +68,7 @@ def loaded(servers):
     servers.load("mh_c2", coded[:6], shard_of=lambda row: CODES[row[0]])
     servers.load("mh_k", [(kind, w, w, w, kind) for w, kind in enumerate("abcdx")])
     servers.load("mh_num", [("1.0",), ("1.00",), ("2",)])
+    servers.load("dask_shardsql_1", [(i, i) for i in range(6)])  # a reference table
     servers.load("dask_shardsql_0", [(i, i * 7 % 11) for i in range(12)], shard_of=of_three)
     yield servers
     pools.close_all()
@@ -107,6 +109,7 @@ def wrong(sql, reason):
 
 
 HAVING = "HAVING without GROUP BY and without an aggregate is not seen to make one group"
+CUT = "queries in LIMIT and OFFSET are not looked at"
 VALUES = "VALUES is taken for the same on every shard, whatever queries are in it"
 TEXT = "columns are taken for equal through their casts to text, which may lose or tell apart"
 SCOPE = "names in a text that is written in elsewhere meet queries in WITH of that place"
@@ -120,6 +123,22 @@ OUTER = "aggregates of the outer query are looked for in the query, and not in i
 WRONG = [
     wrong("SELECT 1 AS one FROM mh_o HAVING true", HAVING),
     wrong("SELECT count(*) AS n FROM (SELECT 1 AS one FROM mh_o HAVING true) q", HAVING),
+    wrong("SELECT 1 AS x FROM mh_o HAVING (SELECT count(*) FROM mh_k) > 2 ORDER BY 1", HAVING),
+    wrong(
+        "SELECT count(*) AS n FROM mh_o o JOIN "
+        "(SELECT 1::int8 AS one FROM mh_i HAVING true) q ON q.one = o.id",
+        HAVING,
+    ),
+    wrong(
+        "SELECT o.id FROM mh_o o WHERE EXISTS (SELECT FROM mh_i z WHERE z.oid = o.id "
+        "OFFSET (SELECT count(*) / 70 FROM mh_i))",
+        CUT,
+    ),
+    wrong(
+        "SELECT o.id, (SELECT count(*) FROM mh_i z, (VALUES ((SELECT count(*) FROM mh_o))) v(c) "
+        "WHERE z.oid = o.id AND z.n < v.c / 2) AS r FROM mh_o o",
+        VALUES,
+    ),
     wrong(
         "SELECT o.id FROM mh_o o, (VALUES ((SELECT count(*) FROM mh_i))) v(n) "
         "WHERE o.id < v.n - 50",
@@ -186,6 +205,11 @@ WRONG = [
     wrong("SELECT c0 FROM dask_shardsql_0 ORDER BY c0 LIMIT 5", OWN),
     wrong("SELECT sum(c0) AS s FROM dask_shardsql_0", OWN),
     wrong(
+        "SELECT (SELECT count(*) FROM dask_shardsql_1) AS a, (SELECT count(*) FROM mh_i) AS b, "
+        "(SELECT sum(id) FROM mh_o) AS c",
+        OWN,
+    ),
+    wrong(
         "SELECT id, rank() OVER (ORDER BY id), (SELECT max(dask_shardsql_rows.w) "
         "FROM mh_k dask_shardsql_rows WHERE dask_shardsql_rows.kind >= o.kind) AS m FROM mh_o o",
         STORED,
@@ -251,6 +275,14 @@ def test_the_end_of_one_query_does_not_cancel_another(loaded, monkeypatch, pools
 RIGHT = [
     "SELECT (SELECT sum(o.total) FROM mh_k k WHERE k.w = 1) AS s FROM mh_o o",
     "SELECT id, n FROM mh_o, generate_series(1, (SELECT count(*) FROM mh_i)) n WHERE id = 5",
+    "SELECT o.id, u.n FROM mh_o o, unnest(ARRAY(SELECT n FROM mh_i ORDER BY 1)) u(n) "
+    "WHERE o.id = 5",
+    "SELECT c.code, n.x::text AS t FROM mh_c c FULL JOIN mh_num n ON n.x::text = c.code",
+    "SELECT id FROM mh_o WHERE id BETWEEN SYMMETRIC 8 AND 5",
+    "SELECT sum(total) AS s FROM mh_o WHERE id = 5 AND id = 6",
+    "SELECT o.id, i.n FROM mh_o o LEFT JOIN mh_i i ON i.oid = o.id AND i.oid = 5 WHERE o.id < 9",
+    "SELECT o.id, i.n FROM mh_o o FULL JOIN mh_i i ON i.oid = o.id WHERE o.id = 5 OR i.oid = 6",
+    "SELECT id FROM mh_o WHERE (id = 5 OR kind = 'a') AND (id = 6 OR kind = 'b')",
     "SELECT (SELECT count(*) FROM mh_i) AS n FROM mh_o WHERE id = 5",
     "SELECT id, ARRAY(SELECT n FROM mh_i ORDER BY 1) AS n FROM mh_o WHERE id = 5",
     "SELECT kind, grouping(kind) AS g, count(*) AS n FROM mh_o GROUP BY kind",

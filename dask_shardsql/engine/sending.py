@@ -79,6 +79,7 @@ class Sender:
         self._ends: queue.SimpleQueue[Incoming | None] = queue.SimpleQueue()
         self._failure: BaseException | None = None
         self._source: Any = None
+        self._source_lock = threading.Lock()  # nobody else gets the connection meanwhile
         self._is_wanted = True
         self._left = len(extracts)
         self._thread = threading.Thread(target=self._run, name="dask_shardsql-send", daemon=True)
@@ -118,10 +119,9 @@ class Sender:
         while not self._ends.empty():
             if (end := self._ends.get()) is not None:
                 end.close()
-        source = self._source
-        # once all was sent, its connection may be another query's any moment
-        if self._left and self._thread.is_alive() and source is not None:
-            self._sending.cancel(source)
+        with self._source_lock:
+            if self._left and self._source is not None:
+                self._sending.cancel(self._source)
         self._thread.join(1.0)
 
     def _why(self) -> BaseException:
@@ -136,7 +136,8 @@ class Sender:
                 try:
                     self._send(source)
                 finally:
-                    self._source = None
+                    with self._source_lock:
+                        self._source = None
         except BaseException as error:  # noqa: BLE001 - raised by who receives
             self._failure = error
         finally:
@@ -152,6 +153,8 @@ class Sender:
                 incoming = Incoming(read_end, self._why)
                 with os.fdopen(write_end, "wb", _PIPE_BYTES) as file:
                     self._ends.put(incoming)
+                    if not self._is_wanted:  # nobody will read it
+                        incoming.close()
                     self._sending.send(source, extract, file)
                     file.flush()
                     incoming.is_whole = True  # known before the reader meets the end

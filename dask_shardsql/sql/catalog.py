@@ -64,6 +64,8 @@ class Catalog:
         Queries in WITH, by name: whether they are the same on every shard.
     shards : tuple of str
         Names of all shards.
+    has_instant : bool, default False
+        Whether the query asks for the time, which must be one for all shards.
     """
 
     sharded: Mapping[str, Sharded]
@@ -72,6 +74,7 @@ class Catalog:
     aggregates: frozenset[str] = frozenset()
     local: Mapping[str, bool] = field(default_factory=dict)
     shards: tuple[str, ...] = ()
+    has_instant: bool = False
 
 
 @dataclass(frozen=True)

@@ -151,8 +151,10 @@ def groups_are_whole(query: exp.Select, rows: Rows) -> bool:
 def rows_of_source(query: exp.Select, catalog: Catalog, outer: Rows | None = None) -> Rows | None:
     """Return how the rows lie that FROM and WHERE give, before they are grouped or ordered."""
     source = query.args.get("from_")
-    if source is None:
-        return _REFERENCE if not inner_queries(query) else None
+    if source is None:  # one row, which is at hand wherever it is asked for
+        expressions = list(_in_expressions(query))
+        is_same = all(_is_at_hand(one, _REFERENCE, catalog) for one in expressions)
+        return _REFERENCE if is_same else None
     if query.args.get("laterals"):
         return None
     _, conditions = what_is_inner(query)

@@ -107,9 +107,10 @@ def split(text: str, catalog: Catalog, describe: Describe) -> SplitQuery:
     if rows is not None and rows.is_spread:
         if _is_on_one(rows.shards):
             return SplitQuery("direct", "shard-key", (), "", as_read, rows.shards)
-        is_grouped = tree.args.get("group") is not None or tree.find(exp.Window) is not None
-        reason = "whole-groups" if is_grouped else "row-wise"
-        return SplitQuery("union", reason, (), "", as_read, rows.shards)
+        if not catalog.has_instant:  # each shard has its own clock
+            is_grouped = tree.args.get("group") is not None or tree.find(exp.Window) is not None
+            reason = "whole-groups" if is_grouped else "row-wise"
+            return SplitQuery("union", reason, (), "", as_read, rows.shards)
     splitter = Splitter(catalog, describe)
     last = splitter.query(tree)
     if any(table_name(table) in catalog.sharded for table in last.find_all(exp.Table)):

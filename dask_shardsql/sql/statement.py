@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from dask_shardsql.errors import StatementError
 
-__all__ = ["sendable", "single_query", "words_of"]
+__all__ = ["sendable", "single_query", "tokens_of", "words_of"]
 
 _QUERY_WORDS = ("select", "table", "values", "with")
 
@@ -84,7 +84,7 @@ def _single_query(sql: str) -> str:
     first: str | None = None
     end: int | None = None
     start, begun = 0, False
-    for kind, begins, ends in _tokens(sql):
+    for kind, begins, ends in tokens_of(sql):
         if kind == "end" and not begun:
             start = ends
         elif kind == "end":
@@ -114,14 +114,14 @@ def _single_query(sql: str) -> str:
 
 def words_of(sql: str) -> Iterator[str]:
     """Give the words and signs of a text in small letters, without its strings and comments."""
-    for kind, start, end in _tokens(sql):
+    for kind, start, end in tokens_of(sql):
         if kind in ("word", "other"):
             yield sql[start:end].lower()
         elif kind == "identifier":
             yield sql[start:end]
 
 
-def _tokens(sql: str) -> Iterator[tuple[str, int, int]]:
+def tokens_of(sql: str) -> Iterator[tuple[str, int, int]]:
     """Give the kind of each token, where it starts and where it ends."""
     position = 0
     while position < len(sql):

@@ -109,8 +109,8 @@ WHERE r.ev_class = %(view)s::pg_catalog.regclass OR r.ev_class IN (
     SELECT used.oid FROM used JOIN pg_catalog.pg_class v ON v.oid = used.oid AND v.relkind = 'v'
     WHERE used.kind = 'pg_catalog.pg_class'::pg_catalog.regclass)"""
 )
-# all functions, aggregates and operators that a view calls, through the views in it; what the
-# parser has an own node for (CURRENT_DATE and its like, a sequence's next value) is volatile too
+# all functions, aggregates and operators that a view calls, through the views in it; of what the
+# parser has an own node for, CURRENT_DATE and its like ask for the time, and all else is volatile
 FUNCTIONS = (
     _USED
     + r""", rules(action) AS (
@@ -132,16 +132,20 @@ FROM (
 ) AS called(oid) JOIN pg_catalog.pg_proc p ON p.oid = called.oid
 UNION ALL
 SELECT 'node', 'f', 'v', 0, false FROM rules
-WHERE action ~ '\{(SQLVALUEFUNCTION|NEXTVALUEEXPR|CURRENTOFEXPR|XMLEXPR|RANGETBLFUNCTION) '"""
+WHERE action ~ '\{(NEXTVALUEEXPR|CURRENTOFEXPR|XMLEXPR|RANGETBLFUNCTION) '
+    OR action ~ '\{SQLVALUEFUNCTION :op (9|\d\d) '
+UNION ALL
+SELECT 'now', 'f', 's', 0, false FROM rules WHERE action ~ '\{SQLVALUEFUNCTION :op \d '"""
 )
-# by name, of one column of a table
+# by name, of one column of a table; one collation that takes different texts for equal may be that
+# of whatever a key is compared with, too
 KEY_FACTS = """
-SELECT n.nspname::text, t.typname::text, a.attnotnull, coalesce(c.collisdeterministic, true), (
+SELECT n.nspname::text, t.typname::text, a.attnotnull, a.attcollation = 0 OR NOT EXISTS (
+    SELECT FROM pg_catalog.pg_collation c WHERE NOT c.collisdeterministic), (
     SELECT pg_catalog.array_agg(o.attname::text) FROM pg_catalog.pg_attribute o
     WHERE o.attrelid = a.attrelid AND o.attnum > 0 AND NOT o.attisdropped)
 FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
 JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
-LEFT JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation
 WHERE a.attrelid = %(table)s::pg_catalog.oid AND a.attname = %(key)s AND a.attnum > 0"""
 # of all columns of a relation, in their order
 ATTRIBUTES = """

@@ -18,6 +18,7 @@ from dask_shardsql.engine.drivers.postgresql_params import read_strings_as_stand
 from dask_shardsql.engine.drivers.postgresql_script import Script, pins
 from dask_shardsql.engine.drivers.postgresql_types import columns_of, fields_of_cursor
 from dask_shardsql.errors import SchemaMismatchError
+from dask_shardsql.sql.instants import SETTING
 
 __all__ = ["BEGIN", "WAITING", "PostgreSQLMerging", "PostgreSQLReceiving"]
 
@@ -129,6 +130,10 @@ class PostgreSQLMerging(PostgreSQLReceiving):
         )
         self._cursor.execute("; ".join((*begin, *tables, "SET TRANSACTION READ ONLY")))
         compare_tables(self._cursor, self.tables)
+        if any(SETTING in one for one in self.settings):  # the others are told this one's
+            self._cursor.execute(f"SELECT pg_catalog.current_setting('{SETTING}')")
+            ((instant,),) = self._cursor.fetchall()
+            self.settings = (*self.settings, f"SET LOCAL {SETTING} = '{instant}'")
         described = []
         for part in self._split.extracts:
             self._cursor.execute(describing(f"TABLE pg_temp.{part.into}"))

@@ -21,8 +21,9 @@ from dask_shardsql.engine.drivers.postgresql_catalog import (
     Relation,
 )
 from dask_shardsql.engine.drivers.rows import double_quoted
-from dask_shardsql.sql.canonical import SYNONYMS, NotSplitError, same_words
+from dask_shardsql.sql.canonical import SYNONYMS, NotSplitError, parse, same_words, written
 from dask_shardsql.sql.catalog import Catalog, Sharded
+from dask_shardsql.sql.instants import FUNCTIONS, SETTING, with_one_instant
 from dask_shardsql.sql.split import split
 from dask_shardsql.sql.splitting import Partial, table_of
 from dask_shardsql.topology import ShardedTable
@@ -30,6 +31,7 @@ from dask_shardsql.topology import ShardedTable
 __all__ = ["NotSplitError", "split_query"]
 
 _AGAIN, _PROBE, _FINAL = (f"dask_shardsql_{name}" for name in ("again", "probe", "final"))
+_SET_INSTANT = f"SELECT pg_catalog.set_config('{SETTING}', pg_catalog.now()::text, true)"
 # of what is not IMMUTABLE: what depends on the settings that are pinned for every session alone
 _PINNED = frozenset(
     [
@@ -113,15 +115,13 @@ def split_query(
     NotSplitError
         It cannot be split, or the server does not agree.
     """
-    aggregates = _aggregates(functions)
+    aggregates, has_instant = _aggregates(functions)
     names = _names(rows, [*relations])
     sharded: dict[str, Sharded] = {}
     for oid, (relation, table) in gathered.items():
         one = _sharded(rows, oid, table)
         sharded |= dict.fromkeys((*names[oid], relation.full_name), one)
     reference = {n for oid in relations if oid not in gathered for n in names[oid]}
-    by_name = {name: views[oid] for oid in views for name in names[oid]}
-    catalog = Catalog(sharded, frozenset(reference), by_name, aggregates, shards=tuple(shards))
 
     def describe(select: str) -> Sequence[str]:
         rows(f"CREATE TEMPORARY VIEW {_PROBE} AS\n{select}")
@@ -133,32 +133,54 @@ def split_query(
         # all functions are the server's own, and so must those be that are written anew
         ((path,),) = rows("SELECT current_schemas(false)")
         path = ["pg_catalog", *(schema for schema in path if schema != "pg_catalog")]
-        settings = f"SET LOCAL search_path TO {', '.join(map(double_quoted, path))}"
-        rows(settings)
+        settings: tuple[str, ...] = (
+            f"SET LOCAL search_path TO {', '.join(map(double_quoted, path))}",
+        )
+        rows(*settings)
+        if has_instant:
+            settings += (_SET_INSTANT,)
+            text = _written_down(rows, with_one_instant(text))
+            views = {oid: with_one_instant(one) for oid, one in views.items()}
+        by_name = {name: _understood(rows, views[oid]) for oid in views for name in names[oid]}
+        catalog = Catalog(
+            sharded,
+            frozenset(reference),
+            by_name,
+            aggregates,
+            shards=tuple(shards),
+            has_instant=has_instant,
+        )
         found = split(text, catalog, describe)
         _refuse_misreading(rows, text, found.as_read)
         extracts = tuple(_extract(rows, n, one, settings) for n, one in enumerate(found.partials))
         if found.final:
             _refuse_other_columns(rows, view, found.final, {*gathered, *views})
         way = (found.strategy, found.reason, found.shards)
-        return Split((settings,), extracts, found.final, (), *way)
+        return Split(settings, extracts, found.final, (), *way)
     except psycopg2.Error as error:
         if error.pgcode is None or error.pgcode[:2] in ("57", "08", "58", "53", "40"):
             raise
         raise NotSplitError("not-understood") from None
 
 
-def _aggregates(functions: Sequence[tuple[Any, ...]]) -> frozenset[str]:
-    """Return the names of the aggregates; refuse functions whose result a shard decides."""
+def _aggregates(functions: Sequence[tuple[Any, ...]]) -> tuple[frozenset[str], bool]:
+    """Return the names of the aggregates, and whether the query asks for the time.
+
+    Functions whose result a shard decides are refused.
+    """
     names: set[str] = set()
+    has_instant = False
     for name, kind, volatile, arguments, is_own in functions:
+        if name in FUNCTIONS and not is_own:
+            has_instant = True
+            continue
         is_pinned = name in _PINNED or name.startswith(_PINNED_PREFIXES)
         is_pinned = is_pinned or (name == "age" and arguments == 2)
         if is_own or volatile == "v" or (volatile == "s" and not is_pinned):
             raise NotSplitError("volatile" if not is_own else "function")
         if kind == "a":
             names.add(str(SYNONYMS.get(name, name)))
-    return frozenset(names)
+    return frozenset(names), has_instant
 
 
 def _names(rows: Rows, oids: Sequence[int]) -> dict[int, list[str]]:
@@ -186,17 +208,29 @@ def _sharded(rows: Rows, oid: int, table: ShardedTable) -> Sharded:
     return Sharded(table.key)
 
 
+def _understood(rows: Rows, text: str) -> str:
+    """Return a view's text as it is understood, if it is the same to the server."""
+    _refuse_misreading(rows, _written_down(rows, text), written(parse(text)))
+    return text
+
+
 def _refuse_misreading(rows: Rows, text: str, as_read: str) -> None:
     """Refuse a text that is another query to the server than what was understood of it."""
-    rows(f"CREATE TEMPORARY VIEW {_AGAIN} AS\n{as_read}")
-    ((again,),) = rows(
-        "SELECT pg_catalog.pg_get_viewdef(%(view)s::pg_catalog.regclass)", view=f"pg_temp.{_AGAIN}"
-    )
-    if same_words(again.rstrip().removesuffix(";")) != same_words(text):
+    if same_words(_written_down(rows, as_read)) != same_words(text):
         raise NotSplitError("not-understood")
 
 
-def _extract(rows: Rows, number: int, partial: Partial, settings: str) -> Extract:
+def _written_down(rows: Rows, text: str) -> str:
+    """Return what the server writes of a query."""
+    rows(f"CREATE TEMPORARY VIEW {_AGAIN} AS\n{text}")
+    ((found,),) = rows(
+        "SELECT pg_catalog.pg_get_viewdef(%(view)s::pg_catalog.regclass)", view=f"pg_temp.{_AGAIN}"
+    )
+    rows(f"DROP VIEW pg_temp.{_AGAIN}")
+    return str(found).rstrip().removesuffix(";")
+
+
+def _extract(rows: Rows, number: int, partial: Partial, settings: tuple[str, ...]) -> Extract:
     """Make the temporary table for a partial query, and return what is copied into it."""
     name = table_of(number)
     rows(f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS\n{partial.select}\nWITH NO DATA")
@@ -207,7 +241,7 @@ def _extract(rows: Rows, number: int, partial: Partial, settings: str) -> Extrac
     types = tuple((name, *of_type) for _, name, _, _, *of_type in columns)
     tables = ", ".join(partial.tables)
     return Extract(
-        tables, "", partial.select, name, in_text, "", types, (), (settings,), "", partial.shards
+        tables, "", partial.select, name, in_text, "", types, (), settings, "", partial.shards
     )
 
 
