@@ -13,6 +13,7 @@ from dask_shardsql.errors import ConfigurationError, ShardSQLError
 from dask_shardsql.query import AskedQuery, PreparedQuery, describe
 from dask_shardsql.run import run_tasks
 from dask_shardsql.split import SplitOptions
+from dask_shardsql.topology import MERGING
 
 __all__ = ["Plan", "check_merge", "plan", "prepare", "refuse_too_much"]
 
@@ -134,7 +135,7 @@ class Plan:
 def plan(asked: AskedQuery, max_gather_bytes: int, scheduler: Any) -> Plan:
     """Find out how a query can be answered as one database would; parameters as of `prepare`."""
     topology, shards, query = asked.topology, asked.shards, asked.query
-    can_gather(asked.driver)
+    can_gather(asked.driver, elsewhere=topology.merging)
     prepared = describe(asked, scheduler)
     if len(shards) == 1:
         return Plan("direct", "one-shard", prepared, visited=shards)
@@ -144,9 +145,10 @@ def plan(asked: AskedQuery, max_gather_bytes: int, scheduler: Any) -> Plan:
             "in sharded={'orders': 'o_orderkey'}"
         )
     at = _spread(shards, query.sql)
+    merging = at if topology.merging is None else MERGING
     more = (topology.sharded, shards)
     (survey,) = run_tasks(
-        survey_shard, topology, [at], query, "survey-sharded-sql", scheduler, *more
+        survey_shard, topology, [merging], query, "survey-sharded-sql", scheduler, *more
     )
     if isinstance(survey, ShardSQLError):
         raise survey
@@ -176,7 +178,7 @@ def plan(asked: AskedQuery, max_gather_bytes: int, scheduler: Any) -> Plan:
     else:
         sizes = _sizes(asked, shards, extracts, scheduler)
     gather = Gather(shards, topology.sharded, max_gather_bytes, split)
-    gathering = replace(alone, answer=replace(prepared.answer, gather=gather))
+    gathering = replace(prepared, shards=(merging,), answer=replace(prepared.answer, gather=gather))
     return Plan(strategy, reason, gathering, extracts, sizes, final, visited)
 
 

@@ -24,7 +24,10 @@ from dask_shardsql.server import Server, as_table, known_keys, server_from_mappi
 from dask_shardsql.sharding.function import ShardingFunction
 from dask_shardsql.sharding.options import function_from_options
 
-__all__ = ["Server", "Shard", "ShardedTable", "Topology"]
+__all__ = ["MERGING", "Server", "Shard", "ShardedTable", "Topology"]
+
+MERGING = "merge"
+"""What the database that merges is called where shards have names, if it is none of them."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,9 @@ class Topology:
         At least one; their names differ.
     sharded : tuple of ShardedTable, optional
         The sharded tables. Every other table is a reference table: whole on every shard.
+    merging : Server, optional
+        Of a database that is no shard, and has the same schema and all reference tables: where
+        ``merge="global"`` brings rows of several shards together. One of the shards by default.
 
     Raises
     ------
@@ -129,6 +135,7 @@ class Topology:
 
     shards: tuple[Shard, ...]
     sharded: tuple[ShardedTable, ...] = ()
+    merging: Server | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (("shards", Shard), ("sharded", ShardedTable)):
@@ -139,6 +146,13 @@ class Topology:
         _unique("shards", [shard.name for shard in self.shards])
         _unique("sharded tables", [table.name for table in self.sharded])
         names = {shard.name for shard in self.shards}
+        if not isinstance(self.merging, Server | None):
+            raise TopologyError("merging must be a Server, the one that merges")
+        if self.merging is not None and MERGING in names:
+            raise TopologyError(
+                f"a shard cannot be named {MERGING!r} beside a database that merges, which errors "
+                "call so: give it another name"
+            )
         for table in self.sharded:
             if table.function is not None and (other := table.function.shard_names - names):
                 known = ", ".join(repr(shard.name) for shard in self.shards[:20])
@@ -155,6 +169,7 @@ class Topology:
         *,
         sharded: Mapping[str, str | Mapping[str, Any]] | None = None,
         names: Sequence[str] | None = None,
+        merge_dsn: str | None = None,
     ) -> Topology:
         """Make a topology from one connection string per shard.
 
@@ -168,6 +183,8 @@ class Topology:
             :class:`ShardingFunction`.
         names : sequence of str, optional
             Names of the shards, when `dsns` is a sequence; ``s1``, ``s2``, ... by default.
+        merge_dsn : str, optional
+            Connection string of the database that merges; see `merging` of :class:`Topology`.
 
         Raises
         ------
@@ -190,7 +207,10 @@ class Topology:
             _unique("shards", labels)
             named = dict(zip(labels, dsns, strict=True))
         shards = {name: {"dsn": dsn} for name, dsn in named.items()}
-        return cls.from_mapping({"shards": shards, "sharded": sharded or {}}, source="from_dsns")
+        mapping: dict[str, Any] = {"shards": shards, "sharded": sharded or {}}
+        if merge_dsn is not None:
+            mapping["merge"] = {"dsn": merge_dsn}
+        return cls.from_mapping(mapping, source="from_dsns")
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> Topology:
@@ -202,7 +222,8 @@ class Topology:
             The file: ``[[shards]]`` tables (``name``, and ``dsn`` or connection keywords), an
             optional ``[defaults]`` table for all of them, and ``[sharded]`` with ``table = "key"``,
             or with a table that has the ``key``, a ``function``, and what that takes. The path of
-            a lookup table's file starts from the directory of this one.
+            a lookup table's file starts from the directory of this one. ``[merge]`` is the database
+            that merges, described like a shard; see `merging` of :class:`Topology`.
 
         Raises
         ------
@@ -241,8 +262,8 @@ class Topology:
         Parameters
         ----------
         mapping : mapping
-            ``shards``, ``defaults`` and ``sharded``. The path of a lookup table's file starts from
-            the current directory.
+            ``shards``, ``defaults``, ``sharded`` and ``merge``. The path of a lookup table's file
+            starts from the current directory.
         source : str, optional
             What errors call it.
 
@@ -256,7 +277,7 @@ class Topology:
     @classmethod
     def _from_mapping(cls, mapping: Mapping[str, Any], source: str, directory: Path) -> Topology:
         mapping = as_table(mapping, source)
-        known_keys(mapping, ("defaults", "sharded", "shards"), source)
+        known_keys(mapping, ("defaults", "merge", "sharded", "shards"), source)
         defaults = as_table(mapping.get("defaults", {}), f"[defaults] of {source}")
         if "name" in defaults:
             raise TopologyError(f"[defaults] of {source} cannot give every shard one 'name'")
@@ -288,37 +309,32 @@ class Topology:
             names = [shard.name for shard in shards]
             function = function_from_options(fields, where, names, directory)
             tables.append(ShardedTable(str(table), key, function))
-        return cls(tuple(shards), tuple(tables))
+        merging = None
+        if "merge" in mapping:
+            where = f"[merge] of {source}"
+            merging = server_from_mapping(as_table(mapping["merge"], where), where, defaults)
+        return cls(tuple(shards), tuple(tables), merging)
+
+    @property
+    def _servers(self) -> list[Server]:
+        servers = [server for shard in self.shards for server in shard.servers]
+        return servers if self.merging is None else [*servers, self.merging]
 
     @property
     def has_literal_secrets(self) -> bool:
         """Whether any server's password is written out instead of referred to."""
-        return any(server.secrets for shard in self.shards for server in shard.servers)
+        return any(server.secrets for server in self._servers)
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """A short hash of everything but the secrets' text; tasks carry it instead of a DSN."""
-        plain = [
-            (
-                shard.name,
-                [
-                    (
-                        server.driver,
-                        server.role,
-                        server.keywords,
-                        [(key, secret.digest()) for key, secret in server.secrets],
-                        server.password and (server.password.kind, server.password.target),
-                    )
-                    for server in shard.servers
-                ],
-            )
-            for shard in self.shards
-        ]
+        plain = [(shard.name, list(map(_identity, shard.servers))) for shard in self.shards]
         tables = [
             (table.name, table.key, table.function and table.function.token())
             for table in self.sharded
         ]
-        return hashlib.sha256(json.dumps([plain, tables]).encode()).hexdigest()[:16]
+        merging = [] if self.merging is None else [_identity(self.merging)]
+        return hashlib.sha256(json.dumps([plain, tables, *merging]).encode()).hexdigest()[:16]
 
     def shard(self, name: str) -> Shard:
         """Return the shard of that name.
@@ -334,6 +350,18 @@ class Topology:
         known = ", ".join(repr(shard.name) for shard in self.shards[:20])
         raise TopologyError(f"no shard is named {name!r}; the topology has {known}", shard=name)
 
+    def server_of(self, name: str) -> Server:
+        """Return the primary server of a shard; or, for ``"merge"``, that of what merges.
+
+        Raises
+        ------
+        TopologyError
+            There is no such shard.
+        """
+        if name == MERGING and self.merging is not None:
+            return self.merging
+        return self.shard(name).primary
+
     def __dask_tokenize__(self) -> Any:
         return ("dask_shardsql.Topology", self.fingerprint)
 
@@ -345,7 +373,19 @@ class Topology:
             table.name: (table.key, table.function) if table.function else table.key
             for table in self.sharded
         }
-        return f"Topology(shards=[{', '.join(shown)}], sharded={tables})"
+        merging = f", merging at {self.merging.address}" if self.merging is not None else ""
+        return f"Topology(shards=[{', '.join(shown)}], sharded={tables}{merging})"
+
+
+def _identity(server: Server) -> tuple[Any, ...]:
+    """Return all that a server is, but for the text of its secrets."""
+    return (
+        server.driver,
+        server.role,
+        server.keywords,
+        [(key, secret.digest()) for key, secret in server.secrets],
+        server.password and (server.password.kind, server.password.target),
+    )
 
 
 def _unique(what: str, names: Sequence[str]) -> None:

@@ -42,7 +42,7 @@ class Gather:
     Parameters
     ----------
     shards : tuple of str
-        Names of all shards.
+        Names of all shards. If what gathers is none of them, its own rows are left out.
     sharded : tuple of ShardedTable
         The sharded tables.
     max_bytes : int
@@ -152,10 +152,13 @@ def read_gathered(
             if isinstance(gathering, Sending):
                 senders = sent_by_all(topology, others, query, gathering)
             tell = functools.partial(_tell, query.query_id, time.monotonic())
+            gathering.prepare()
+            own = gathering.add_own if at in gather.shards else None
             if senders is not None:
-                _receive_all(gathering, senders, at, count, tell)
+                _receive_all(gathering, senders, own, at, count, tell)
             else:
-                gathering.prepare()
+                if own is not None:
+                    own()
                 for shard in others:
                     with _from_target(), connection_to(topology, shard, query) as (_, source):
                         gathering.take(source, count)
@@ -181,6 +184,7 @@ def _session(pool: Pool, at: str, query: Query, gather: Gather) -> Iterator[Any]
 def _receive_all(
     gathering: Any,
     senders: Generator[Any],
+    own: Callable[[], int] | None,
     at: str,
     count: Callable[[int], None],
     tell: Callable[[str, int, int], None],
@@ -188,7 +192,8 @@ def _receive_all(
     """Take what all shards send, which they begin to before this one computes its own part."""
     with closing(senders):
         next(senders)  # all have begun
-        tell(at, gathering.prepare(), 0)
+        if own is not None:
+            tell(at, own(), 0)
         for sender in senders:
             rows, sizes = 0, [0]
 

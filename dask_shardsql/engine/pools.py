@@ -336,7 +336,7 @@ def pool_of(topology: Topology, shard: str) -> Pool:
     ConfigurationError
         Its driver cannot be loaded here.
     """
-    server = topology.shard(shard).primary
+    server = topology.server_of(shard)
     # a callable may give each shard another password
     by_shard = server.password is not None and server.password.kind == "password_callable"
     key = (os.getpid(), server, shard if by_shard else "")

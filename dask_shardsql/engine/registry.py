@@ -115,46 +115,40 @@ class TopologyRef:
 
 def pack(topology: Topology) -> tuple[Any, ...]:
     """Return a topology, secrets and all, as plain values. Only for channels outside of tasks."""
-    shards = [
-        (
-            shard.name,
-            [
-                (
-                    server.driver,
-                    server.keywords,
-                    [(key, secret.reveal()) for key, secret in server.secrets],
-                    server.password and (server.password.kind, server.password.target),
-                    server.role,
-                )
-                for server in shard.servers
-            ],
-        )
-        for shard in topology.shards
-    ]
-    return (shards, [(table.name, table.key, table.function) for table in topology.sharded])
+    shards = [(shard.name, list(map(_packed, shard.servers))) for shard in topology.shards]
+    merging = None if topology.merging is None else _packed(topology.merging)
+    tables = [(table.name, table.key, table.function) for table in topology.sharded]
+    return shards, tables, merging
+
+
+def _packed(server: Server) -> tuple[Any, ...]:
+    return (
+        server.driver,
+        server.keywords,
+        [(key, secret.reveal()) for key, secret in server.secrets],
+        server.password and (server.password.kind, server.password.target),
+        server.role,
+    )
 
 
 def unpack(packed: tuple[Any, ...]) -> Topology:
     """Return the topology that :func:`pack` took apart."""
-    shards, tables = packed
+    shards, tables, merging = packed
     return Topology(
-        tuple(
-            Shard(
-                name,
-                tuple(
-                    Server(
-                        driver,
-                        tuple((key, value) for key, value in keywords),
-                        tuple((key, Secret(value)) for key, value in secrets),
-                        PasswordReference(*password) if password else None,
-                        role,
-                    )
-                    for driver, keywords, secrets, password, role in servers
-                ),
-            )
-            for name, servers in shards
-        ),
+        tuple(Shard(name, tuple(map(_unpacked, servers))) for name, servers in shards),
         tuple(ShardedTable(name, key, function) for name, key, function in tables),
+        None if merging is None else _unpacked(merging),
+    )
+
+
+def _unpacked(packed: tuple[Any, ...]) -> Server:
+    driver, keywords, secrets, password, role = packed
+    return Server(
+        driver,
+        tuple((key, value) for key, value in keywords),
+        tuple((key, Secret(value)) for key, value in secrets),
+        PasswordReference(*password) if password else None,
+        role,
     )
 
 

@@ -105,9 +105,12 @@ class DuckDBGathering:
         self._extracts = tuple(self._extract(*table, keys.get(table, "")) for table in read)
         return Survey(self._query.sql, self._extracts, self._query.sql)
 
-    def prepare(self) -> int:
+    def prepare(self) -> None:
         """Do nothing: the survey has made the database in memory."""
-        return 0  # its own rows are taken like the others'
+
+    def add_own(self) -> int:
+        """Do nothing: its own rows are taken like the others'."""
+        return 0
 
     def take(self, source: Any, count: Callable[[int], None]) -> None:
         """Copy the rows of a shard; before those of the first one, this shard's own."""

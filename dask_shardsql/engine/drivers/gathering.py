@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 from dask_shardsql.engine.drivers.base import Columns, Driver, OnBatch, Query
 from dask_shardsql.errors import ConfigurationError
-from dask_shardsql.topology import ShardedTable
+from dask_shardsql.topology import Server, ShardedTable
 
 __all__ = [
     "Extract",
@@ -143,8 +143,11 @@ class Gathering(Protocol):
     def survey(self) -> Survey:
         """Begin, and return what is needed of the sharded tables."""
 
-    def prepare(self) -> int:
-        """Make room for it, and put this database's own rows there; return how many."""
+    def prepare(self) -> None:
+        """Make room for it."""
+
+    def add_own(self) -> int:
+        """Put this database's own rows there; return how many that were just now."""
 
     def take(self, source: Any, count: Callable[[int], None]) -> None:
         """Copy all extracts from another shard's connection; `count` hears of bytes, and may raise.
@@ -216,14 +219,22 @@ class GathersOnly:
         raise ConfigurationError("this driver cannot merge a query in parts: gather its rows")
 
 
-def can_gather(driver: Driver) -> GatheringDriver:
-    """Return the driver, if its databases can gather.
+def can_gather(driver: Driver, elsewhere: Server | None = None) -> GatheringDriver:
+    """Return the driver, if its databases can gather: also in one that is no shard.
 
     Raises
     ------
     ConfigurationError
         They cannot.
     """
+    if elsewhere is not None and (
+        isinstance(driver, GathersOnly) or elsewhere.driver != driver.name
+    ):
+        raise ConfigurationError(
+            f"what merges is a {elsewhere.driver} database, and the shards are of driver "
+            f"{driver.name!r}: PostgreSQL's rows are merged in one of its own, those of others in "
+            "memory"
+        )
     if isinstance(driver, GatheringDriver):
         return driver
     raise ConfigurationError(

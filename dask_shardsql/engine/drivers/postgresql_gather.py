@@ -51,7 +51,8 @@ _VIEW, _FINAL = "dask_shardsql_query", "dask_shardsql_final"
 _NO_TEMP = (
     "temporary-table",
     "To gather rows, the login needs the TEMPORARY privilege on its database (GRANT TEMPORARY ON "
-    "DATABASE ... TO ...), on a server that is no standby",
+    "DATABASE ... TO ...), on a server that is no standby; or name another database of the same "
+    "schema that merges: merge_dsn, or [merge] in the topology's file",
 )
 _REFUSED = {  # by SQLSTATE
     "0A000": _NO_TEMP,  # a standby
@@ -157,15 +158,19 @@ class PostgreSQLGathering(PostgreSQLReceiving):
             return None  # whose type is a table's, which a narrower one has not
         return replace(split, tables=tuple(self.extracts))
 
-    def prepare(self) -> int:
-        """Make the temporary tables, put this shard's own rows into them, and return how many."""
-        rows = 0
+    def prepare(self) -> None:
+        """Make the temporary tables."""
         self._run(f"DROP VIEW pg_temp.{_VIEW}")
         for part in self.extracts:
             # with all columns, which the text may name; those that are not needed stay NULL
             columns = f"TABLE {part.full_name} WITH NO DATA"
             name = double_quoted(part.table)
             self._run(f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS {columns}")
+
+    def add_own(self) -> int:
+        """Put this shard's own rows into the temporary tables, and return how many."""
+        rows = 0
+        for part in self.extracts:
             self._run(f"INSERT INTO pg_temp.{part.into} {part.select}")
             rows += self._cursor.rowcount
         return rows

@@ -143,7 +143,10 @@ class PostgreSQLMerging(PostgreSQLReceiving):
         self.extracts = tuple(described)
         return Survey("", self.extracts)
 
-    def prepare(self) -> int:
+    def prepare(self) -> None:
+        """Do nothing: the survey has made the tables."""
+
+    def add_own(self) -> int:
         """Put this shard's own answers into the tables; return how many."""
         rows = 0
         for part in filter(lambda one: one.is_on(self._shard), self._split.extracts):

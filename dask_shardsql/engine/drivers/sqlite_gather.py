@@ -90,7 +90,7 @@ class SQLiteGathering:
         )
         return Survey(self._query.sql, self._extracts, self._query.sql)
 
-    def prepare(self) -> int:
+    def prepare(self) -> None:
         """Make a database in memory, with all tables, still empty, and all views."""
         connection = self._connection
         (milliseconds,) = connection.execute("PRAGMA busy_timeout").fetchone()
@@ -113,7 +113,10 @@ class SQLiteGathering:
                 if name in needed:
                     raise
         connection.execute("ROLLBACK")
-        return 0  # its own rows are taken like the others'
+
+    def add_own(self) -> int:
+        """Do nothing: its own rows are taken like the others'."""
+        return 0
 
     def take(self, source: Any, count: Callable[[int], None]) -> None:
         """Copy the rows of a shard; before those of the first one, this shard's own."""
