@@ -109,6 +109,8 @@ MERGED = [
     *aggregates("coalesce(max(total), 0) - coalesce(min(total), 0)", "sum(total * cust) > 3"),
     *aggregates("CASE WHEN count(*) > 40 THEN 'many' ELSE 'few' END", "round(avg(total), 2)"),
     *aggregates("sum(CASE WHEN kind = 'a' THEN total ELSE 0 END)", "(avg(cust) * 100)::text"),
+    "SELECT round(corr(cust, small)::numeric, 9) AS c, round(covar_pop(f, r)::numeric, 9) AS p, "
+    "round(regr_slope(f, r)::numeric, 9) AS s FROM sp_orders",
     "SELECT kind, count(*) AS n FROM sp_orders GROUP BY kind HAVING count(*) > 60",
     "SELECT kind FROM sp_orders GROUP BY kind HAVING avg(total) > 300 AND max(cust) > 2",
     "SELECT count(*) AS n FROM sp_orders HAVING sum(total) < 0",
@@ -179,8 +181,6 @@ COLUMNS = [
     "SELECT kind, mode() WITHIN GROUP (ORDER BY cust) AS m FROM sp_orders GROUP BY kind",
     "SELECT kind, string_agg(id::text, ',' ORDER BY id) AS s FROM sp_orders GROUP BY kind",
     "SELECT array_agg(cust ORDER BY id) AS a FROM sp_orders WHERE id < 40",
-    "SELECT round(corr(cust, small)::numeric, 9) AS c, round(covar_pop(f, r)::numeric, 9) AS p, "
-    "round(regr_slope(f, r)::numeric, 9) AS s FROM sp_orders",
     "SELECT kind, flag, count(*) AS n FROM sp_orders GROUP BY ROLLUP (kind, flag)",
     "SELECT kind, sum(cust) AS n, grouping(kind) AS g FROM sp_orders "
     "GROUP BY GROUPING SETS ((kind), ())",

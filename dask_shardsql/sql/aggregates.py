@@ -68,8 +68,95 @@ _VARIANCES: Mapping[str, Split] = {
 }
 
 
-def split_aggregate(name: str, of_type: str) -> Split | None:
-    """Return how an aggregate of one argument splits.
+# of floating point, one argument: n, the sum, and the sum of squared deviations from the mean
+_FLOATS = frozenset({"double precision", "real"})
+_DEVIATIONS = (
+    _COUNT,
+    "sum(({x})::double precision){f}",
+    "regr_sxx(({x})::double precision, ({x})::double precision){f}",
+)
+# of two, the dependent one first: n, both sums, and the sums of squared deviations, of products
+_PAIRS = (
+    "regr_count({x}, {y}){f}",
+    "sum({y}) FILTER (WHERE {x} IS NOT NULL{and_f})",
+    "sum({x}) FILTER (WHERE {y} IS NOT NULL{and_f})",
+    "regr_sxx({x}, {y}){f}",
+    "regr_syy({x}, {y}){f}",
+    "regr_sxy({x}, {y}){f}",
+)
+_DIGITS = "1." + "0" * 60  # a quotient has as many digits as its dividend
+
+
+def _total(column: int) -> str:
+    """Return the sum of a floating-point column, to the last digit."""
+    return f"sum((({{{column}}})::text)::numeric)"
+
+
+def _deviations(one: int, other: int, within: int) -> str:
+    """Return the sum of products of deviations: those of each shard's rows, and of their means.
+
+    In exact numbers, as the squares of sums are much larger than their difference.
+    """
+    a, b = (f"(({{{column}}})::text)::numeric" for column in (one, other))
+    between = (
+        f"sum({a} * {b} * {_DIGITS} / NULLIF({{0}}, 0)::numeric) "
+        f"- {_total(one)} * {_total(other)} * {_DIGITS} / NULLIF({_N}, 0::numeric)"
+    )
+    found = f"{_total(within)} + ({between})"
+    if one == other:  # rounded, it might be a little less
+        found = f"CASE WHEN ({found}) < 0::numeric THEN 0::numeric ELSE {found} END"
+    return f"(round({found}, 320))::double precision"  # less than that is none
+
+
+def _from(least: int, value: str) -> str:
+    return f"CASE WHEN {_N} >= {least}::numeric THEN {value} END"
+
+
+def _floating_variance(least: int, divisor: str, *, is_root: bool) -> Split:
+    value = f"({_deviations(1, 1, 2)} / ({divisor})::double precision)"
+    return Split(_DEVIATIONS, _from(least, f"sqrt({value})" if is_root else value))
+
+
+_LESS_ONE = f"{_N} - 1::numeric"
+_FLOATING_VARIANCES: Mapping[str, Split] = {
+    "var_pop": _floating_variance(1, _N, is_root=False),
+    "var_samp": _floating_variance(2, _LESS_ONE, is_root=False),
+    "stddev_pop": _floating_variance(1, _N, is_root=True),
+    "stddev_samp": _floating_variance(2, _LESS_ONE, is_root=True),
+}
+_SXX, _SYY, _SXY = _deviations(1, 1, 3), _deviations(2, 2, 4), _deviations(1, 2, 5)
+_SLOPE = f"({_SXY} / NULLIF({_SXX}, 0::double precision))"
+_MEAN_X, _MEAN_Y = (
+    f"(({_total(column)} * {_DIGITS} / NULLIF({_N}, 0::numeric))::double precision)"
+    for column in (1, 2)
+)
+_OF_PAIRS: Mapping[str, str] = {
+    "regr_count": f"COALESCE({_N}, 0::numeric)::bigint",
+    "regr_avgx": _from(1, _MEAN_X),
+    "regr_avgy": _from(1, _MEAN_Y),
+    "regr_sxx": _from(1, _SXX),
+    "regr_syy": _from(1, _SYY),
+    "regr_sxy": _from(1, _SXY),
+    "covar_pop": _from(1, f"{_SXY} / ({_N})::double precision"),
+    "covar_samp": _from(2, f"{_SXY} / ({_LESS_ONE})::double precision"),
+    "corr": _from(
+        1,
+        f"CASE WHEN {_SXX} <> 0::double precision AND {_SYY} <> 0::double precision "
+        f"THEN {_SXY} / (sqrt({_SXX}) * sqrt({_SYY})) END",
+    ),
+    "regr_slope": _from(1, _SLOPE),
+    "regr_intercept": _from(1, f"{_MEAN_Y} - {_MEAN_X} * {_SLOPE}"),
+    "regr_r2": _from(
+        1,
+        f"CASE WHEN {_SYY} = 0::double precision AND {_SXX} <> 0::double precision "
+        f"THEN 1::double precision ELSE {_SLOPE} * ({_SXY} / NULLIF({_SYY}, 0::double precision)) "
+        "END",
+    ),
+}
+
+
+def split_aggregate(name: str, of_type: str, *, arguments: int = 1) -> Split | None:
+    """Return how an aggregate splits.
 
     Parameters
     ----------
@@ -77,12 +164,18 @@ def split_aggregate(name: str, of_type: str) -> Split | None:
         Its name.
     of_type : str
         The type of the argument, as ``format_type`` writes it, where the aggregate is in `TYPED`.
+    arguments : int, default 1
+        How many it has. The second one of ``string_agg`` is the same for all rows.
 
     Returns
     -------
     Split or None
         None if its rows are needed.
     """
+    if arguments == 2:
+        if name == "string_agg":
+            return Split(("string_agg({x}, {y}){f}",), "string_agg({0}, {y})")
+        return Split(_PAIRS, _OF_PAIRS[name]) if name in _OF_PAIRS else None
     if name == "count":
         return Split((_COUNT,), "COALESCE(sum({0}), 0::numeric)::bigint")
     if name in SAME:
@@ -94,13 +187,15 @@ def split_aggregate(name: str, of_type: str) -> Split | None:
         return _average(of_type)
     if of_type in _EXACT:
         return _VARIANCES.get(name)
+    if of_type in _FLOATS:
+        return _FLOATING_VARIANCES.get(name)
     return None
 
 
 def _average(of_type: str) -> Split | None:
     if of_type in _EXACT:
         return Split(("sum({x}){f}", _COUNT), "sum({0}) / NULLIF(sum({1}), 0::numeric)")
-    if of_type in ("double precision", "real", "interval"):
+    if of_type in (*_FLOATS, "interval"):
         wide = "interval" if of_type == "interval" else "double precision"
         total = f"sum(({{x}})::{wide}){{f}}"
         count = "NULLIF(sum({1}), 0::numeric)::double precision"

@@ -126,9 +126,9 @@ class Grouped:
         """Return the types of the arguments whose types matter, as the server tells them."""
         arguments: dict[str, Any] = {}
         for call in self._calls():
-            name, argument, _, is_distinct = _call(call)
-            if not is_distinct and name in TYPED and argument is not None:
-                arguments[written(argument)] = argument
+            name, given_to_it, _, is_distinct = _call(call)
+            if not is_distinct and name in TYPED and len(given_to_it) == 1:
+                arguments[written(given_to_it[0])] = given_to_it[0]
         if not arguments:
             return {}
         probe = exp.Select(
@@ -165,23 +165,26 @@ class Grouped:
         return node
 
     def _combined(self, call: Any, types: dict[str, str]) -> Any:
-        name, argument, condition, is_distinct = _call(call)
+        name, arguments, condition, is_distinct = _call(call)
         if is_distinct:
             return self._of_distinct(call)
-        if argument is None:
+        if not arguments:
             raise RowsNeededError
-        x = written(argument)
-        found = split_aggregate(name, types.get(x, ""))
+        if name == "string_agg" and arguments[-1].find(exp.Column) is not None:
+            raise RowsNeededError  # each row has its own
+        x, y = written(arguments[0]), written(arguments[-1])
+        found = split_aggregate(name, types.get(x, ""), arguments=len(arguments))
         if found is None:
             raise RowsNeededError
-        f = f" FILTER (WHERE {written(condition)})" if condition is not None else ""
+        only = f"({written(condition)})" if condition is not None else ""
+        f, and_f = (f" FILTER (WHERE {only})", f" AND {only}") if only else ("", "")
         columns = []
         for template in found.partials:
-            text = template.format(x=x, f=f)
+            text = template.format(x=x, y=y, f=f, and_f=and_f)
             if text not in self._partials:
                 self._partials.append(text)
             columns.append(f"{STORED}.a{self._partials.index(text)}")
-        return exp.Paren(this=parse_expression(found.final.format(*columns)))
+        return exp.Paren(this=parse_expression(found.final.format(*columns, y=y)))
 
     def _of_distinct(self, call: Any) -> Any:
         """Return an aggregate of distinct values over those of the shards: they are groups too."""
@@ -217,25 +220,24 @@ def _distinct_values(call: Any) -> Iterator[Any]:
                 yield one
 
 
-def _call(node: Any) -> tuple[str, Any, Any, bool]:
-    """Return the name of an aggregate, its one argument, its FILTER, and whether it is DISTINCT.
+def _call(node: Any) -> tuple[str, list[Any], Any, bool]:
+    """Return the name of an aggregate, its arguments, its FILTER, and whether it is DISTINCT.
 
-    The argument is None where there are others, or an order.
+    There are no arguments where they have an order.
     """
     condition = None
     if isinstance(node, exp.Filter):
         condition, node = node.expression.this, node.this
     if isinstance(node, exp.WithinGroup):
-        return "", None, condition, False
+        return "", [], condition, False
     name = function_name(node)
+    found: list[Any] = []
+    for value in node.args.values():
+        both = value if isinstance(value, list) else [value]
+        found += [one for one in both if isinstance(one, exp.Expr)]
     is_distinct = any(
-        isinstance(one.this if isinstance(one, exp.Order) else one, exp.Distinct)
-        for value in node.args.values()
-        for one in (value if isinstance(value, list) else [value])
+        isinstance(one.this if isinstance(one, exp.Order) else one, exp.Distinct) for one in found
     )
-    values = [v for v in node.args.values() if isinstance(v, exp.Expr)]
-    lists = [one for v in node.args.values() if isinstance(v, list) for one in v]
-    both = [*values, *(one for one in lists if isinstance(one, exp.Expr))]
-    if len(both) != 1 or isinstance(both[0], exp.Order | exp.Distinct | exp.Limit):
-        return name, None, condition, is_distinct
-    return name, both[0], condition, is_distinct
+    if any(isinstance(one, exp.Order | exp.Distinct | exp.Limit) for one in found):
+        return name, [], condition, is_distinct
+    return name, found, condition, is_distinct
