@@ -21,6 +21,7 @@ __all__ = [
     "Query",
     "alias_of",
     "all_of",
+    "as_text",
     "column_of",
     "conjuncts",
     "function_name",
@@ -29,6 +30,7 @@ __all__ = [
     "is_aggregate",
     "is_column",
     "name_of",
+    "operand_of",
     "output_names",
     "parse",
     "plain",
@@ -150,6 +152,20 @@ def column_of(node: Any) -> tuple[str, str] | None:
     if node.args.get("db"):
         return None
     return name_of(node.args.get("table")), name_of(node.this)
+
+
+def operand_of(node: Any) -> tuple[str, str] | None:
+    """Return the alias and the name of a column, which is another one where it is cast to text."""
+    node = plain(node)
+    if isinstance(node, exp.Cast) and written(node.to) == "TEXT":
+        column = column_of(node.this)
+        return None if column is None else as_text(column)
+    return column_of(node)
+
+
+def as_text(column: tuple[str, str]) -> tuple[str, str]:
+    """Return what stands for a column that is cast to text."""
+    return column[0], f"{column[1]}\0"  # which no name has
 
 
 def is_column(node: Any, column: tuple[str, str]) -> bool:

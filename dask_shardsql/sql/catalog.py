@@ -9,7 +9,7 @@ from typing import Any
 from sqlglot import exp
 
 from dask_shardsql.sharding import ShardingFunction
-from dask_shardsql.sql.canonical import Query, is_aggregate
+from dask_shardsql.sql.canonical import Query, as_text, is_aggregate
 
 __all__ = ["Catalog", "Column", "Rows", "Sharded", "has_aggregates", "makes_one_group"]
 
@@ -44,6 +44,11 @@ class Sharded:
     function: ShardingFunction | None = None
     key_type: str = ""
     columns: frozenset[str] = frozenset()
+
+    def as_compared(self, key: Column) -> dict[Column, Sharded]:
+        """Return the column that the key is, also cast to text where the server compares that."""
+        is_cast = self.key_type == "pg_catalog.varchar"
+        return {key: self, as_text(key): self} if is_cast else {key: self}
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from dask_shardsql.sql.canonical import (
     inner_queries,
     is_aggregate,
     name_of,
+    operand_of,
     output_names,
     renames,
     table_name,
@@ -261,7 +262,7 @@ def _key(expression: Any, keys: Mapping[Column, Any]) -> Column | None:
     """Return the column that an expression is, if it is a key."""
     if isinstance(expression, exp.Alias):
         expression = expression.this
-    column = column_of(expression)
+    column = operand_of(expression)
     if column is None:
         return None
     if column in keys:
@@ -306,9 +307,8 @@ def _rows_of_relation(item: Any, catalog: Catalog) -> Rows | None:
         if name in catalog.local:
             return _REFERENCE if catalog.local[name] else None
         if (table := catalog.sharded.get(name)) is not None:
-            key = (alias, table.key)
-            keys = {} if table.group is None else {key: table}
-            return Rows(True, keys, frozenset([key] if table.is_not_null else []) & {*keys})
+            known = {} if table.group is None else table.as_compared((alias, table.key))
+            return Rows(True, known, frozenset(known if table.is_not_null else ()))
         if name not in catalog.reference:
             raise NotSplitError("not-understood")
         return _REFERENCE
@@ -323,8 +323,11 @@ def _rows_of_relation(item: Any, catalog: Catalog) -> Rows | None:
         old = output_names(item.this)
         new = [name_of(one) for one in item.args["alias"].columns] if renames(item) else []
         named = list(zip(old, new + old[len(new) :], strict=True))
-        keys = {(alias, new): rows.keys["", o] for o, new in named if ("", o) in rows.keys}
-        never = frozenset((alias, new) for o, new in named if ("", o) in rows.never_null)
+        found = {
+            o: rows.keys["", o].as_compared((alias, n)) for o, n in named if ("", o) in rows.keys
+        }
+        keys = {key: table for one in found.values() for key, table in one.items()}
+        never = frozenset(key for o in found if ("", o) in rows.never_null for key in found[o])
         return Rows(True, keys, never, rows.shards)
     return None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlglot import exp
 
-from dask_shardsql.sql.canonical import Query, alias_of, column_of, conjuncts
+from dask_shardsql.sql.canonical import Query, alias_of, conjuncts, operand_of
 from dask_shardsql.sql.catalog import Column
 
 __all__ = ["equal_columns", "joins_of", "relations_of", "what_is_inner"]
@@ -91,7 +91,7 @@ def equal_columns(conditions: Iterable[Any]) -> dict[Column, set[Column]]:
     for condition in conditions:
         if not isinstance(condition, exp.EQ):
             continue
-        left, right = column_of(condition.left), column_of(condition.right)
+        left, right = operand_of(condition.left), operand_of(condition.right)
         if left is None or right is None:
             continue
         together = classes.get(left, {left}) | classes.get(right, {right})
