@@ -9,11 +9,11 @@ from typing import Any
 
 from dask_shardsql.engine.drivers.gathering import Extract, can_gather
 from dask_shardsql.engine.gather import Gather, estimate_shard, survey_shard, too_much
-from dask_shardsql.errors import ConfigurationError, ShardSQLError
+from dask_shardsql.errors import ConfigurationError, MergeRefusedError, ShardSQLError
 from dask_shardsql.query import AskedQuery, PreparedQuery, describe
 from dask_shardsql.run import run_tasks
 from dask_shardsql.split import SplitOptions
-from dask_shardsql.topology import MERGING
+from dask_shardsql.topology import MERGING, Topology
 
 __all__ = ["Plan", "check_merge", "plan", "prepare", "refuse_too_much"]
 
@@ -152,6 +152,7 @@ def plan(asked: AskedQuery, max_gather_bytes: int, scheduler: Any) -> Plan:
     )
     if isinstance(survey, ShardSQLError):
         raise survey
+    _refuse_unknown(topology, survey.others)
     alone = replace(prepared, shards=(at,))
     if not survey.extracts:
         return Plan("direct", "reference-tables", alone, visited=(at,))
@@ -180,6 +181,21 @@ def plan(asked: AskedQuery, max_gather_bytes: int, scheduler: Any) -> Plan:
     gather = Gather(shards, topology.sharded, max_gather_bytes, split)
     gathering = replace(prepared, shards=(merging,), answer=replace(prepared.answer, gather=gather))
     return Plan(strategy, reason, gathering, extracts, sizes, final, visited)
+
+
+def _refuse_unknown(topology: Topology, tables: Sequence[str]) -> None:
+    """Refuse tables that are not known to be whole on every shard, if the topology names those."""
+    if topology.reference is None:
+        return
+    known = {name.lower() for name in topology.reference}
+    for table in tables:
+        if table.lower() not in known and table.rpartition(".")[2].lower() not in known:
+            named = [*(one.name for one in topology.sharded), *topology.reference]
+            raise MergeRefusedError(
+                "unknown-table",
+                f"it reads {table}, which the topology names neither as sharded nor as a reference "
+                f"table; it names {', '.join(map(repr, named))}",
+            )
 
 
 def _spread(shards: Sequence[Any], sql: str) -> Any:

@@ -21,91 +21,13 @@ from typing import Any
 from dask_shardsql.errors import TopologyError
 from dask_shardsql.secret import PASSWORD_REFERENCES
 from dask_shardsql.server import Server, as_table, known_keys, server_from_mapping
-from dask_shardsql.sharding.function import ShardingFunction
+from dask_shardsql.shard import Shard, ShardedTable
 from dask_shardsql.sharding.options import function_from_options
 
 __all__ = ["MERGING", "Server", "Shard", "ShardedTable", "Topology"]
 
 MERGING = "merge"
 """What the database that merges is called where shards have names, if it is none of them."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One disjoint slice of the sharded tables, with the servers that hold it.
-
-    Parameters
-    ----------
-    name : str
-        Its name, unique in the topology.
-    servers : tuple of Server
-        Exactly one of them is the primary.
-    """
-
-    name: str
-    servers: tuple[Server, ...]
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name.strip():
-            raise TopologyError(f"a shard needs a name that is not empty, not {self.name!r}")
-        if not all(isinstance(server, Server) for server in self.servers):
-            raise TopologyError(f"the servers of shard {self.name!r} must be Server objects")
-        primaries = [server for server in self.servers if server.role == "primary"]
-        if len(primaries) != 1:
-            raise TopologyError(
-                f"shard {self.name!r} has {len(primaries)} primary servers; it needs exactly one",
-                shard=self.name,
-            )
-
-    @property
-    def primary(self) -> Server:
-        """The server that takes the reads and writes of this shard."""
-        return next(server for server in self.servers if server.role == "primary")
-
-
-@dataclass(frozen=True)
-class ShardedTable:
-    """A table that is split over the shards by the values of one column.
-
-    Parameters
-    ----------
-    name : str
-        The table's name, with its schema where needed (``sales.orders``).
-    key : str
-        The shard key: the column whose value says on which shard a row is.
-    function : ShardingFunction, optional
-        On which shard a row is, by its shard key; unknown by default.
-
-    Raises
-    ------
-    TopologyError
-        The function is none.
-    """
-
-    name: str
-    key: str
-    function: ShardingFunction | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.function, ShardingFunction | None):
-            raise TopologyError(
-                f"the function of sharded table {self.name!r} must be a sharding function, such as "
-                f"ShardByModulo or ShardByCallable(your_own), not {self.function!r}"
-            )
-
-    def is_sharded_like(self, other: ShardedTable) -> bool:
-        """Whether rows of both tables with equal shard keys are on one shard.
-
-        That is so where both have the same sharding function, or neither names one: tables
-        without are taken to share one. Whether keys of different types are ever equal is another
-        question.
-
-        Parameters
-        ----------
-        other : ShardedTable
-            The other table.
-        """
-        return self.function == other.function
 
 
 @dataclass(frozen=True)
@@ -117,7 +39,11 @@ class Topology:
     shards : tuple of Shard
         At least one; their names differ.
     sharded : tuple of ShardedTable, optional
-        The sharded tables. Every other table is a reference table: whole on every shard.
+        The sharded tables.
+    reference : tuple of str, optional
+        Names of the reference tables, which are whole on every shard; a name without a schema
+        stands for tables of any. By default all that are not sharded are; if they are named,
+        ``merge="global"`` refuses queries that read others.
     merging : Server, optional
         Of a database that is no shard, and has the same schema and all reference tables: where
         ``merge="global"`` brings rows of several shards together. One of the shards by default.
@@ -135,6 +61,7 @@ class Topology:
 
     shards: tuple[Shard, ...]
     sharded: tuple[ShardedTable, ...] = ()
+    reference: tuple[str, ...] | None = None
     merging: Server | None = None
 
     def __post_init__(self) -> None:
@@ -144,7 +71,11 @@ class Topology:
         if not self.shards:
             raise TopologyError("a topology needs at least one shard, none is named")
         _unique("shards", [shard.name for shard in self.shards])
-        _unique("sharded tables", [table.name for table in self.sharded])
+        named = [table.name for table in self.sharded]
+        _unique("sharded tables", named)
+        _refuse_no_names(self.reference, "reference")
+        if both := sorted({*named} & {*(self.reference or ())}):
+            raise TopologyError(f"table {both[0]!r} is named as sharded, and as a reference table")
         names = {shard.name for shard in self.shards}
         if not isinstance(self.merging, Server | None):
             raise TopologyError("merging must be a Server, the one that merges")
@@ -169,6 +100,7 @@ class Topology:
         *,
         sharded: Mapping[str, str | Mapping[str, Any]] | None = None,
         names: Sequence[str] | None = None,
+        reference: Sequence[str] | None = None,
         merge_dsn: str | None = None,
     ) -> Topology:
         """Make a topology from one connection string per shard.
@@ -183,6 +115,8 @@ class Topology:
             :class:`ShardingFunction`.
         names : sequence of str, optional
             Names of the shards, when `dsns` is a sequence; ``s1``, ``s2``, ... by default.
+        reference : sequence of str, optional
+            Names of the reference tables; all that are not sharded by default.
         merge_dsn : str, optional
             Connection string of the database that merges; see `merging` of :class:`Topology`.
 
@@ -208,6 +142,8 @@ class Topology:
             named = dict(zip(labels, dsns, strict=True))
         shards = {name: {"dsn": dsn} for name, dsn in named.items()}
         mapping: dict[str, Any] = {"shards": shards, "sharded": sharded or {}}
+        if reference is not None:
+            mapping["reference"] = reference
         if merge_dsn is not None:
             mapping["merge"] = {"dsn": merge_dsn}
         return cls.from_mapping(mapping, source="from_dsns")
@@ -223,7 +159,8 @@ class Topology:
             optional ``[defaults]`` table for all of them, and ``[sharded]`` with ``table = "key"``,
             or with a table that has the ``key``, a ``function``, and what that takes. The path of
             a lookup table's file starts from the directory of this one. ``[merge]`` is the database
-            that merges, described like a shard; see `merging` of :class:`Topology`.
+            that merges, described like a shard, and ``reference`` a list of the reference tables;
+            see `merging` and `reference` of :class:`Topology`.
 
         Raises
         ------
@@ -262,8 +199,8 @@ class Topology:
         Parameters
         ----------
         mapping : mapping
-            ``shards``, ``defaults``, ``sharded`` and ``merge``. The path of a lookup table's file
-            starts from the current directory.
+            ``shards``, ``defaults``, ``sharded``, ``reference`` and ``merge``. The path of a lookup
+            table's file starts from the current directory.
         source : str, optional
             What errors call it.
 
@@ -277,7 +214,7 @@ class Topology:
     @classmethod
     def _from_mapping(cls, mapping: Mapping[str, Any], source: str, directory: Path) -> Topology:
         mapping = as_table(mapping, source)
-        known_keys(mapping, ("defaults", "merge", "sharded", "shards"), source)
+        known_keys(mapping, ("defaults", "merge", "reference", "sharded", "shards"), source)
         defaults = as_table(mapping.get("defaults", {}), f"[defaults] of {source}")
         if "name" in defaults:
             raise TopologyError(f"[defaults] of {source} cannot give every shard one 'name'")
@@ -313,7 +250,10 @@ class Topology:
         if "merge" in mapping:
             where = f"[merge] of {source}"
             merging = server_from_mapping(as_table(mapping["merge"], where), where, defaults)
-        return cls(tuple(shards), tuple(tables), merging)
+        reference = mapping.get("reference")
+        _refuse_no_names(reference, f"'reference' of {source}")
+        named = None if reference is None else tuple(reference)
+        return cls(tuple(shards), tuple(tables), named, merging)
 
     @property
     def _servers(self) -> list[Server]:
@@ -333,8 +273,8 @@ class Topology:
             (table.name, table.key, table.function and table.function.token())
             for table in self.sharded
         ]
-        merging = [] if self.merging is None else [_identity(self.merging)]
-        return hashlib.sha256(json.dumps([plain, tables, *merging]).encode()).hexdigest()[:16]
+        more = [self.reference, self.merging and _identity(self.merging)]
+        return hashlib.sha256(json.dumps([plain, tables, *more]).encode()).hexdigest()[:16]
 
     def shard(self, name: str) -> Shard:
         """Return the shard of that name.
@@ -373,8 +313,15 @@ class Topology:
             table.name: (table.key, table.function) if table.function else table.key
             for table in self.sharded
         }
-        merging = f", merging at {self.merging.address}" if self.merging is not None else ""
-        return f"Topology(shards=[{', '.join(shown)}], sharded={tables}{merging})"
+        more = f", reference={list(self.reference)}" if self.reference is not None else ""
+        more += f", merging at {self.merging.address}" if self.merging is not None else ""
+        return f"Topology(shards=[{', '.join(shown)}], sharded={tables}{more})"
+
+
+def _refuse_no_names(names: Any, what: str) -> None:
+    is_list = isinstance(names, list | tuple | None)
+    if not is_list or not all(isinstance(name, str) and name for name in names or ()):
+        raise TopologyError(f"{what} must be a list of tables' names, not {names!r}")
 
 
 def _identity(server: Server) -> tuple[Any, ...]:

@@ -22,6 +22,7 @@ ORDER = [
     {"dsn"},
     {"server"},
     {"sharding"},  # a topology's file describes sharding functions, so they come before it
+    {"shard"},
     {"topology"},
     {"config"},
     {"sql"},

@@ -118,7 +118,7 @@ def pack(topology: Topology) -> tuple[Any, ...]:
     shards = [(shard.name, list(map(_packed, shard.servers))) for shard in topology.shards]
     merging = None if topology.merging is None else _packed(topology.merging)
     tables = [(table.name, table.key, table.function) for table in topology.sharded]
-    return shards, tables, merging
+    return shards, tables, topology.reference, merging
 
 
 def _packed(server: Server) -> tuple[Any, ...]:
@@ -133,10 +133,11 @@ def _packed(server: Server) -> tuple[Any, ...]:
 
 def unpack(packed: tuple[Any, ...]) -> Topology:
     """Return the topology that :func:`pack` took apart."""
-    shards, tables, merging = packed
+    shards, tables, reference, merging = packed
     return Topology(
         tuple(Shard(name, tuple(map(_unpacked, servers))) for name, servers in shards),
         tuple(ShardedTable(name, key, function) for name, key, function in tables),
+        reference,
         None if merging is None else _unpacked(merging),
     )
 

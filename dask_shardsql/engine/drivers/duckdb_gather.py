@@ -100,10 +100,11 @@ class DuckDBGathering:
         self._refuse_what_differs(text, named)
         self._make()
         read = self._needed(named, tables)
-        if not any(table in keys for table in read):
-            return Survey(self._query.sql, ())
+        others = tuple(".".join(table) for table in read if table not in keys)
+        if len(others) == len(read):
+            return Survey(self._query.sql, (), others=others)
         self._extracts = tuple(self._extract(*table, keys.get(table, "")) for table in read)
-        return Survey(self._query.sql, self._extracts, self._query.sql)
+        return Survey(self._query.sql, self._extracts, self._query.sql, others=others)
 
     def prepare(self) -> None:
         """Do nothing: the survey has made the database in memory."""

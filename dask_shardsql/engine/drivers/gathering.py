@@ -120,12 +120,15 @@ class Survey:
         What is run over all that is gathered.
     split : Split, optional
         How it can be answered with less.
+    others : tuple of str
+        Names of the other tables that it reads, with their schemas if there are any.
     """
 
     text: str
     extracts: tuple[Extract, ...]
     final: str = ""
     split: Split | None = None
+    others: tuple[str, ...] = ()
 
 
 class TargetFailedError(Exception):

@@ -48,6 +48,7 @@ from dask_shardsql.topology import ShardedTable
 __all__ = ["PostgreSQLGathering"]
 
 _VIEW, _FINAL = "dask_shardsql_query", "dask_shardsql_final"
+_SYSTEM = ("pg_catalog", "information_schema")
 _NO_TEMP = (
     "temporary-table",
     "To gather rows, the login needs the TEMPORARY privilege on its database (GRANT TEMPORARY ON "
@@ -116,8 +117,13 @@ class PostgreSQLGathering(PostgreSQLReceiving):
         refuse_what_is_not_seen(self._functions, self._rules[0][2], tables)
         self._gathered = {oid: one for oid, one in relations.items() if oid in tables}
         refuse_hidden_reads(self._rows, _VIEW, relations, tables)
+        others = tuple(
+            f"{one.schema}.{one.name}"
+            for oid, one in relations.items()
+            if oid not in tables and one.kind != "v" and one.schema not in _SYSTEM
+        )
         if not self._gathered:
-            return Survey(text, ())
+            return Survey(text, (), others=others)
         views = {r.oid: r for r in relations.values() if r.kind == "v" and self._is_gathered(r.oid)}
         self._refuse_what_is_known_to_differ(views)
         self._find_views(views)
@@ -130,7 +136,7 @@ class PostgreSQLGathering(PostgreSQLReceiving):
         )
         self._read_by_it = relations
         self._table_of = {oid: tables[oid] for oid in self._gathered}
-        return Survey(text, self.extracts, self._text)
+        return Survey(text, self.extracts, self._text, others=others)
 
     def split(self, shards: Sequence[str]) -> Split | None:
         """Return how the query can be answered with less than all rows, if it can.

@@ -82,13 +82,14 @@ class SQLiteGathering:
         self._refuse_what_differs(reads, functions)
         tables = self._tables()
         names = sorted({folded(table) for table, _ in reads} & set(tables))
-        if not any(name in sharded for name in names):
-            return Survey(self._query.sql, ())
+        others = tuple(name for name in names if name not in sharded)
+        if len(others) == len(names):
+            return Survey(self._query.sql, (), others=others)
         (encoding,) = self._connection.execute("PRAGMA encoding").fetchone()
         self._extracts = tuple(
             self._extract(tables[name], sharded.get(name, ""), encoding) for name in names
         )
-        return Survey(self._query.sql, self._extracts, self._query.sql)
+        return Survey(self._query.sql, self._extracts, self._query.sql, others=others)
 
     def prepare(self) -> None:
         """Make a database in memory, with all tables, still empty, and all views."""
