@@ -16,7 +16,8 @@ KNOWN = {
     "SELECT CAST(count(*) AS integer) AS n FROM rf_rows": 6,
     "SELECT CAST(count(*) AS integer) AS n FROM rf_rows JOIN rf_kinds USING (k)": 6,
     "SELECT CAST(count(*) AS integer) AS n FROM rf_kinds": 3,
-    "WITH rf_late AS (SELECT k FROM rf_kinds) SELECT CAST(count(*) AS integer) AS n FROM rf_late": 3,
+    "WITH rf_late AS (SELECT k FROM rf_kinds) "
+    "SELECT CAST(count(*) AS integer) AS n FROM rf_late": 3,
 }
 UNKNOWN = [
     "SELECT CAST(count(*) AS integer) AS n FROM rf_late",

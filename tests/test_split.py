@@ -63,20 +63,28 @@ def loaded(servers):
 @pytest.fixture(scope="module", params=[2, 4])
 def topology(request, loaded):
     """Shards of which the last is empty."""
-    names = list(loaded.dsns)[: request.param]
+    return filled(loaded, request.param)
+
+
+def filled(loaded, number):
+    names = list(loaded.dsns)[:number]
 
     def shard_of(row):
-        return hash(row[0]) % (len(names) - 1)
+        return hash(row[0]) % max(1, number - 1)
 
     tables = ", ".join(SHARDED)
     loaded.execute(f"TRUNCATE {tables}")
     loaded.load("sp_orders", ORDERS, shard_of=shard_of)
     loaded.load("sp_items", ITEMS, shard_of=shard_of)
     loose = [(RNG.choice([None, *range(20)]), i % 7) for i in range(200)]
-    loaded.load("sp_loose", loose, shard_of=lambda row: row[1] % 2 if row[0] is None else 0)
+
+    def loose_shard(row):
+        return row[1] % min(2, number) if row[0] is None else 0
+
+    loaded.load("sp_loose", loose, shard_of=loose_shard)
     loaded.load("sp_codes", [(f"c{i % 30}", i) for i in range(200)], shard_of=shard_of)
     padded = [("ab" + " " * (i % 2), i) for i in range(50)]
-    loaded.load("sp_padded", padded, shard_of=lambda row: len(row[0]) % 2 if len(names) > 2 else 0)
+    loaded.load("sp_padded", padded, shard_of=lambda row: len(row[0]) % 2 if number > 2 else 0)
     loaded.execute(f"ANALYZE {tables}")
     return dss.Topology.from_dsns({name: loaded.dsns[name] for name in names}, sharded=SHARDED)
 
@@ -276,3 +284,11 @@ def test_whatever_the_way_where_the_sharding_function_is_known(sql, topology, lo
     sharded = {**SHARDED, "sp_orders": {"key": "id", **how}, "sp_items": {"key": "oid", **how}}
     dsns = {shard.name: loaded.dsns[shard.name] for shard in topology.shards}
     same(sql, dss.Topology.from_dsns(dsns, sharded=sharded), loaded)
+
+
+@pytest.mark.parametrize("number", [1, 7])
+def test_any_number_of_shards(number, loaded):
+    """Of all kinds of queries; beside the two and four shards of the other tests."""
+    topology = filled(loaded, number)
+    for sql in [*MERGED, *ROWS, *COLUMNS, *GATHERED, *UNION, *OTHERS][::2]:
+        same(sql, topology, loaded)
