@@ -28,6 +28,7 @@ _pools: dict[tuple[int, Server, str], Pool] = {}
 _forgotten: list[Any] = []
 _lock = threading.Lock()
 _reaper_of: int | None = None
+_orders = itertools.count()
 
 
 class Pool:
@@ -47,6 +48,7 @@ class Pool:
         self.driver = driver
         self.server = server
         self.settings = settings
+        self.order = next(_orders)  # in which whoever needs several asks for connections
         self._changed = threading.Condition()
         self._idle: list[tuple[float, Any]] = []
         self._busy: dict[int, tuple[Any, str]] = {}

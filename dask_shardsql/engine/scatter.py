@@ -111,7 +111,7 @@ def _can_be_asked_together(parts: Sequence[_Part]) -> bool:
 def _connect(parts: Sequence[_Part]) -> None:
     """Give each part a connection, or the error that it is not to be had."""
     # one order for all, so that no two threads wait for what the other has
-    for part in sorted(parts, key=lambda part: id(part.pool)):
+    for part in sorted(parts, key=lambda part: part.pool.order):
         part.reserve()
     new = [part for part in parts if part.lease is not None and part.lease.connection is None]
     if len(new) == 1:

@@ -12,9 +12,11 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from typing import Any
 
+from dask_shardsql.engine.cancel import refuse_if_cancelled
 from dask_shardsql.engine.drivers.base import Query
 from dask_shardsql.engine.drivers.gathering import Extract, Sending
-from dask_shardsql.engine.lending import connection_to
+from dask_shardsql.engine.lending import naming
+from dask_shardsql.engine.pools import Pool, pool_of
 from dask_shardsql.errors import ConnectionLostError
 from dask_shardsql.topology import Topology
 
@@ -27,15 +29,23 @@ _PIPE_BYTES = 1 << 16
 def sent_by_all(
     topology: Topology, shards: Sequence[str], query: Query, sending: Sending
 ) -> Generator[Sender | None]:
-    """Let every shard begin to send, a few at a time; yield nothing, then each at its turn."""
+    """Let every shard begin to send, a few at a time; yield nothing, then each at its turn.
+
+    Connections are taken, and given back, in the one order that all keep to who need several: so
+    nobody waits for who waits for them. Of shards on one server one sends at a time.
+    """
     asked = {shard: [one for one in sending.extracts if one.is_on(shard)] for shard in shards}
-    left = [shard for shard in shards if asked[shard]]
+    pools = [(shard, pool_of(topology, shard)) for shard in shards if asked[shard]]
+    left = sorted(pools, key=lambda one: one[1].order)
     begun: list[Sender] = []
 
     def begin() -> None:
         while left and len(begun) < _AT_ONCE:
-            shard = left.pop(0)
-            begun.append(Sender(topology, shard, query, sending, asked[shard]))
+            shard, pool = left[0]
+            if any(pool is sender.pool for sender in begun):
+                break
+            begun.append(Sender(pool, shard, query, sending, asked[shard]))
+            del left[0]
 
     try:
         begin()
@@ -54,8 +64,8 @@ class Sender:
 
     Parameters
     ----------
-    topology : Topology
-        The topology.
+    pool : Pool
+        Of connections to the shard.
     shard : str
         Name of the shard.
     query : Query
@@ -64,17 +74,22 @@ class Sender:
         How it is sent.
     extracts : sequence of Extract
         What is asked of it.
+
+    Raises
+    ------
+    PoolTimeoutError
+        No connection became free in time.
     """
 
     def __init__(
         self,
-        topology: Topology,
+        pool: Pool,
         shard: str,
         query: Query,
         sending: Sending,
         extracts: Sequence[Extract],
     ) -> None:
-        self._topology, self.shard, self._query = topology, shard, query
+        self.pool, self.shard, self._query = pool, shard, query
         self._sending, self.extracts = sending, extracts
         self._ends: queue.SimpleQueue[Incoming | None] = queue.SimpleQueue()
         self._failure: BaseException | None = None
@@ -82,6 +97,7 @@ class Sender:
         self._source_lock = threading.Lock()  # nobody else gets the connection meanwhile
         self._is_wanted = True
         self._left = len(extracts)
+        self._lease = pool.reserve(query.query_id, shard)
         self._thread = threading.Thread(target=self._run, name="dask_shardsql-send", daemon=True)
         self._thread.start()
 
@@ -131,16 +147,16 @@ class Sender:
 
     def _run(self) -> None:
         try:
-            with connection_to(self._topology, self.shard, self._query) as (_, source):
-                self._source = source
-                try:
-                    self._send(source)
-                finally:
-                    with self._source_lock:
-                        self._source = None
+            with naming(self.shard, self.pool, self._query):
+                source = self._source = self._lease.open()
+                refuse_if_cancelled(self._query.query_id, self.shard)
+                self._send(source)
         except BaseException as error:  # noqa: BLE001 - raised by who receives
             self._failure = error
         finally:
+            with self._source_lock:
+                self._source = None
+            self._lease.end()
             self._ends.put(None)
 
     def _send(self, source: Any) -> None:

@@ -75,7 +75,7 @@ class Grouped:
         if any(isinstance(plain(one), unusual) for one in groups):
             raise RowsNeededError
         for part in parts(query):
-            if inner_queries(part):
+            if inner_queries(part) or _loses_a_collation(part, catalog):
                 raise RowsNeededError
         self._groups = [plain(one).copy() for one in groups]
         self._has_groups = bool(groups)
@@ -197,6 +197,20 @@ class Grouped:
                 self._extra.add(len(self._groups) - 1)
             node.replace(ref(f"g{self._groups.index(value)}"))
         return holder
+
+
+def _loses_a_collation(part: Any, catalog: Catalog) -> bool:
+    """Whether a collation that is chosen decides beyond what is stored, whose own it then is."""
+    for node in part.find_all(exp.Collate):
+        while isinstance(node, exp.Collate | exp.Paren | exp.Filter | exp.Ordered | exp.Alias) or (
+            is_aggregate(node, catalog.aggregates)
+        ):
+            if node is part:
+                return False
+            node = node.parent
+        if not isinstance(node, exp.Select | exp.Order | exp.Group | exp.Distinct | exp.Tuple):
+            return True
+    return False
 
 
 def _distinct_values(call: Any) -> Iterator[Any]:

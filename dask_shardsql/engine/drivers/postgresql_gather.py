@@ -146,17 +146,10 @@ class PostgreSQLGathering(PostgreSQLReceiving):
         from dask_shardsql.engine.drivers.postgresql_split import NotSplitError, split_query
 
         gathered = {oid: (one, self._table_of[oid]) for oid, one in self._gathered.items()}
-        views = {view.oid: text.rstrip().removesuffix(";") for view, text in self._views}
+        views = [view.oid for view, _ in self._views]
         try:
             split = split_query(
-                self._rows,
-                _VIEW,
-                self._text,
-                gathered,
-                self._read_by_it,
-                views,
-                shards,
-                self._functions,
+                self._rows, _VIEW, gathered, self._read_by_it, views, shards, self._functions
             )
         except NotSplitError:
             return None

@@ -7,7 +7,7 @@ the final query must have the names, types and collations of the user's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import psycopg2
@@ -82,10 +82,9 @@ Rows = Callable[..., list[tuple[Any, ...]]]
 def split_query(
     rows: Rows,
     view: str,
-    text: str,
     gathered: Mapping[int, tuple[Relation, ShardedTable]],
     relations: Mapping[int, Relation],
-    views: Mapping[int, str],
+    views: Collection[int],
     shards: Sequence[str],
     functions: Sequence[tuple[Any, ...]],
 ) -> Split:
@@ -97,14 +96,12 @@ def split_query(
         Runs SQL with named values, and returns its rows.
     view : str
         The view's name.
-    text : str
-        What the server has written of it.
     gathered : mapping
         By oid, the sharded tables that it reads.
     relations : mapping
         By oid, all that it reads.
-    views : mapping
-        By oid, the texts of those of them that are views of sharded tables.
+    views : collection of int
+        The oids of those of them that are views of sharded tables.
     shards : sequence of str
         Names of all shards.
     functions : sequence of tuple
@@ -116,12 +113,6 @@ def split_query(
         It cannot be split, or the server does not agree.
     """
     aggregates, has_instant = _aggregates(functions)
-    names = _names(rows, [*relations])
-    sharded: dict[str, Sharded] = {}
-    for oid, (relation, table) in gathered.items():
-        one = _sharded(rows, oid, table)
-        sharded |= dict.fromkeys((*names[oid], relation.full_name), one)
-    reference = {n for oid in relations if oid not in gathered for n in names[oid]}
 
     def describe(select: str) -> Sequence[str]:
         rows(f"CREATE TEMPORARY VIEW {_PROBE} AS\n{select}")
@@ -130,18 +121,26 @@ def split_query(
         return found
 
     try:
-        # all functions are the server's own, and so must those be that are written anew
+        # all functions are the server's own, and so must those be that are written anew; types
+        # and tables are written with their schemas where they would else be others
         ((path,),) = rows("SELECT current_schemas(false)")
         path = ["pg_catalog", *(schema for schema in path if schema != "pg_catalog")]
         settings: tuple[str, ...] = (
             f"SET LOCAL search_path TO {', '.join(map(double_quoted, path))}",
         )
         rows(*settings)
+        text, texts = _text(rows, f"pg_temp.{view}"), {oid: _text(rows, oid) for oid in views}
         if has_instant:
             settings += (_SET_INSTANT,)
             text = _written_down(rows, with_one_instant(text))
-            views = {oid: with_one_instant(one) for oid, one in views.items()}
-        by_name = {name: _understood(rows, views[oid]) for oid in views for name in names[oid]}
+            texts = {oid: with_one_instant(one) for oid, one in texts.items()}
+        names = _names(rows, [*relations])
+        sharded: dict[str, Sharded] = {}
+        for oid, (relation, table) in gathered.items():
+            one = _sharded(rows, oid, table)
+            sharded |= dict.fromkeys((*names[oid], relation.full_name), one)
+        reference = {n for oid in relations if oid not in gathered for n in names[oid]}
+        by_name = {name: _understood(rows, texts[oid]) for oid in views for name in names[oid]}
         catalog = Catalog(
             sharded,
             frozenset(reference),
@@ -223,10 +222,16 @@ def _refuse_misreading(rows: Rows, text: str, as_read: str) -> None:
 def _written_down(rows: Rows, text: str) -> str:
     """Return what the server writes of a query."""
     rows(f"CREATE TEMPORARY VIEW {_AGAIN} AS\n{text}")
-    ((found,),) = rows(
-        "SELECT pg_catalog.pg_get_viewdef(%(view)s::pg_catalog.regclass)", view=f"pg_temp.{_AGAIN}"
-    )
+    found = _text(rows, f"pg_temp.{_AGAIN}")
     rows(f"DROP VIEW pg_temp.{_AGAIN}")
+    return found
+
+
+def _text(rows: Rows, view: str | int) -> str:
+    """Return what the server has written of a view, which is named, or an oid."""
+    ((found,),) = rows(
+        "SELECT pg_catalog.pg_get_viewdef(%(view)s::pg_catalog.regclass)", view=str(view)
+    )
     return str(found).rstrip().removesuffix(";")
 
 

@@ -1,0 +1,258 @@
+"""What a review of merge="global" found: right, or refused."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+
+import dask
+import psycopg2
+import pytest
+
+import dask_shardsql as dss
+from dask_shardsql.engine import pools
+from dask_shardsql.engine.drivers.postgresql_merge import PostgreSQLReceiving
+
+SCHEMA = """
+CREATE TABLE mr_o (id int8 NOT NULL, kind text, n int4, a text, b text COLLATE "POSIX");
+CREATE TABLE mr_i (oid int8 NOT NULL, qty int4);
+CREATE TABLE mr_ref (w int4, kind text);
+CREATE TABLE mr_t (code text NOT NULL, v int4);
+CREATE VIEW mr_bits AS SELECT id, n, B'101'::text AS x, length(B'101') AS l FROM mr_o;
+CREATE VIEW mr_some AS SELECT id FROM mr_o WHERE id::int::bit(3) = B'101';
+CREATE SCHEMA mr_mine;
+CREATE DOMAIN mr_mine.name AS text;
+"""
+DROP = """
+DROP SCHEMA mr_mine CASCADE;
+DROP VIEW mr_bits, mr_some;
+DROP TABLE mr_o, mr_i, mr_ref, mr_t;
+"""
+KEYS = {"mr_o": "id", "mr_i": "oid", "mr_t": "code"}
+NAMES = ["s1", "s2", "s3"]  # of which the third is empty
+
+
+def of_two(row):
+    return row[0] % 2
+
+
+@pytest.fixture(scope="module")
+def loaded(servers):
+    servers.execute(SCHEMA)
+    orders = [(n, "abc"[n % 3], n % 5, chr(97 + n), chr(110 - n)) for n in range(12)]
+    servers.load("mr_o", orders, shard_of=of_two)
+    servers.load("mr_i", [(n % 15, n) for n in range(30)], shard_of=of_two)
+    servers.load("mr_ref", [(n, kind) for n, kind in enumerate("abcd")])
+    codes = [(code, n) for n, code in enumerate("abbAB")]
+    servers.load("mr_t", codes, shard_of=lambda row: row[0].isupper())
+    yield servers
+    pools.close_all()
+    servers.execute(DROP)
+
+
+def topology_of(servers, *, options="", sharded=KEYS):
+    return dss.Topology.from_dsns({n: servers.dsns[n] + options for n in NAMES}, sharded=sharded)
+
+
+@pytest.fixture
+def topology(loaded):
+    return topology_of(loaded)
+
+
+def rows_of(sql, table):
+    rows = [repr(row) for row in table.to_pylist()]
+    return rows if "ORDER BY" in sql.rpartition(")")[2] else sorted(rows)
+
+
+def check(sql, topology, reference):
+    expected = dss.collect(sql, reference)
+    try:
+        found = dss.collect(sql, topology, merge="global")
+    except (dss.MergeRefusedError, dss.SchemaMismatchError):
+        return
+    assert found.schema.equals(expected.schema)
+    assert rows_of(sql, found) == rows_of(sql, expected)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT x, count(*) AS n FROM mr_bits GROUP BY x",
+        "SELECT sum(l) AS s FROM mr_bits",
+        "SELECT count(*) AS n FROM mr_some",
+    ],
+)
+def test_bit_strings_in_views(sql, topology, loaded):
+    check(sql, topology, loaded.reference)
+
+
+def test_own_types_of_the_same_name(loaded):
+    options = " options='-c search_path=mr_mine,pg_catalog,public'"
+    topology = topology_of(loaded, options=options)
+    reference = dss.Topology.from_dsns({"reference": loaded.reference_dsn + options})
+    sql = (
+        "SELECT length((repeat(kind, 100)::mr_mine.name)::text) AS n, count(*) FROM mr_o GROUP BY 1"
+    )
+    check(sql, topology, reference)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        'SELECT max(a COLLATE "C") > max(b) AS x FROM mr_o',
+        'SELECT b COLLATE "C" AS k FROM mr_o GROUP BY b COLLATE "C" HAVING b COLLATE "C" >= max(b)',
+    ],
+)
+def test_explicit_collations(sql, topology, loaded):
+    check(sql, topology, loaded.reference)
+
+
+# The collations of ICU are needed, which PostgreSQL may have been built without.
+@pytest.fixture(scope="module")
+def folded(loaded):
+    """A reference table of a collation for which "a" and "A" are equal."""
+    try:
+        loaded.execute(
+            "CREATE COLLATION mr_ci "
+            "(provider = icu, locale = 'und-u-ks-level2', deterministic = false); "
+            "CREATE TABLE mr_folded (code text COLLATE mr_ci)"
+        )
+    except dss.QueryError:
+        pytest.skip("PostgreSQL was built without ICU")
+    loaded.load("mr_folded", [("a",), ("B",)])
+    yield
+    pools.close_all()
+    loaded.execute("DROP TABLE mr_folded; DROP COLLATION mr_ci")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT r.code, count(*) AS n FROM mr_t t JOIN mr_folded r ON r.code = t.code "
+        "GROUP BY r.code",
+        "SELECT count(*) AS n FROM mr_t t JOIN mr_folded r ON r.code = t.code "
+        "JOIN mr_t u ON u.code = r.code",
+        "SELECT count(*) AS n FROM mr_t t JOIN mr_folded r ON r.code = t.code "
+        "WHERE EXISTS (SELECT FROM mr_t u WHERE u.code = r.code AND u.v <> t.v)",
+        "SELECT t.v, row_number() OVER (PARTITION BY r.code ORDER BY t.v) AS n "
+        "FROM mr_t t JOIN mr_folded r ON r.code = t.code",
+    ],
+)
+@pytest.mark.usefixtures("folded")
+def test_nondeterministic_reference_columns(sql, topology, loaded):
+    check(sql, topology, loaded.reference)
+
+
+@pytest.fixture(scope="module")
+def sorted_by_icu(servers):
+    """Databases whose own order is not that of the code points: a topology and the reference."""
+    dsns = {}
+    for name in [*NAMES, "reference"]:
+        dsn = servers.dsns.get(name, servers.reference_dsn)
+        dsns[name] = psycopg2.extensions.make_dsn(dsn, dbname="mr_icu")
+        try:
+            with servers.session(name, autocommit=True) as cursor:
+                cursor.execute(
+                    "CREATE DATABASE mr_icu TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en'"
+                )
+        except dss.QueryError:
+            pytest.skip("PostgreSQL was built without ICU")
+        with (
+            contextlib.closing(psycopg2.connect(dsns[name])) as connection,
+            connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute('CREATE TABLE mr_s (id int8 NOT NULL, a text, c text COLLATE "C")')
+            rows = [(0, "b", "B"), (2, "a", "C"), (1, "c", "D")]
+            shard = {"s1": (0,), "s2": (1,), "s3": ()}.get(name, (0, 1))
+            chosen = [row for row in rows if row[0] % 2 in shard]
+            cursor.executemany("INSERT INTO mr_s VALUES (%s, %s, %s)", chosen)
+    reference = dss.Topology.from_dsns({"reference": dsns.pop("reference")})
+    yield dss.Topology.from_dsns(dsns, sharded={"mr_s": "id"}), reference
+    pools.close_all()
+    for name in [*NAMES, "reference"]:
+        with servers.session(name, autocommit=True) as cursor:
+            cursor.execute("DROP DATABASE mr_icu")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        'SELECT max(a COLLATE "default") > max(c) AS x FROM mr_s',
+        'SELECT a COLLATE "default" AS k FROM mr_s GROUP BY a COLLATE "default" '
+        'HAVING a COLLATE "default" < max(c)',
+    ],
+)
+def test_explicit_default_collation(sql, sorted_by_icu):
+    check(sql, *sorted_by_icu)
+
+
+# A sender fails at once where nobody reads its rows any more, and its connection is lent again; or
+# it waits for a connection, while another query waits for one that a sender has.
+BUSY = "SELECT pg_sleep(0.15)::text AS s"
+ROWS = "SELECT t FROM mr_big WHERE id % 1 = 0 ORDER BY t, id"
+
+
+@pytest.fixture
+def of_one_connection(loaded):
+    """Return a function that gives a topology in the order in which pools are asked, or back."""
+    loaded.execute(
+        "CREATE TABLE mr_big (id int8 NOT NULL, t text); "
+        "INSERT INTO mr_big SELECT i, repeat('x', 200) FROM generate_series(1, 3000) i"
+    )
+    topology = topology_of(loaded)
+
+    def make(*, is_turned):
+        names = sorted(NAMES, key=lambda name: pools.pool_of(topology, name).order)
+        dsns = {name: loaded.dsns[name] for name in (names[::-1] if is_turned else names)}
+        return dss.Topology.from_dsns(dsns, sharded={"mr_big": "id"})
+
+    settings = {"shardsql.max-connections-per-worker": 1, "shardsql.pool-timeout": 3}
+    with dask.config.set(settings):
+        yield make
+    pools.close_all()
+    loaded.execute("DROP TABLE mr_big")
+
+
+def run_beside(merges, topology):
+    """Run others while that runs in a thread."""
+    merging = threading.Thread(target=merges)
+    merging.start()
+    try:
+        while merging.is_alive():
+            dss.collect(BUSY, topology, merge="union")
+    finally:
+        merging.join()
+
+
+def test_what_is_refused_does_not_cancel_another(of_one_connection, monkeypatch):
+    topology = of_one_connection(is_turned=True)
+    cancel = PostgreSQLReceiving.cancel
+
+    def slow_cancel(self, source):
+        time.sleep(0.05)  # as a network may be; it fails without, too, but not always
+        cancel(self, source)
+
+    monkeypatch.setattr(PostgreSQLReceiving, "cancel", slow_cancel)
+
+    def merges():
+        for _ in range(6):
+            with pytest.raises(dss.MergeRefusedError):
+                dss.collect(ROWS, topology, merge="global", max_gather_bytes=300_000)
+
+    run_beside(merges, topology)
+
+
+def test_senders_and_others_do_not_wait_for_each_other(of_one_connection):
+    topology, errors = of_one_connection(is_turned=False), []
+
+    def merges():
+        for spaces in range(4):
+            try:
+                dss.collect(ROWS + " " * spaces, topology, merge="global")
+            except dss.PoolTimeoutError as error:
+                errors.append(error)
+
+    run_beside(merges, topology)
+    assert not errors
