@@ -18,7 +18,7 @@ from dask_shardsql.config import Settings
 from dask_shardsql.engine.drivers import postgresql_copy, postgresql_slices
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
 from dask_shardsql.engine.drivers.gathering import Extract, Split
-from dask_shardsql.engine.drivers.postgresql_catalog import compare_tables
+from dask_shardsql.engine.drivers.postgresql_catalog import NO_JIT, compare_tables
 from dask_shardsql.engine.drivers.postgresql_copy import end_transaction, in_own_text, runner
 from dask_shardsql.engine.drivers.postgresql_gather import PostgreSQLGathering
 from dask_shardsql.engine.drivers.postgresql_libpq import Session
@@ -225,7 +225,7 @@ class PostgreSQLDriver:
         with connection.cursor() as cursor:
             try:
                 settings = next((one.settings for one in extracts if one.settings), ())
-                cursor.execute("; ".join((*begin(query), *settings)))
+                cursor.execute("; ".join((*begin(query), NO_JIT, *settings)))
                 compare_tables(cursor, [one for one in extracts if one.full_name])
                 return [planned_bytes(runner(cursor), one.select) for one in extracts]
             finally:

@@ -17,16 +17,22 @@ __all__ = [
     "FAMILY",
     "FUNCTIONS",
     "GUARDED",
+    "JIT",
     "KEYS",
     "KEY_FACTS",
     "NAMESAKES",
+    "NO_JIT",
     "PARENTS",
+    "POLICIES",
     "READ_BY",
     "RELATIONS",
     "RULES",
     "Relation",
     "compare_tables",
 ]
+
+# compiling one of these takes longer than to run it, which the planner does not foresee
+NO_JIT, JIT = "SET LOCAL jit = off", "SET LOCAL jit TO DEFAULT"
 
 # what a view reads, through the views in it: relations, their columns, constraints, functions
 _USED = """
@@ -72,7 +78,8 @@ BEHIND = (
     SELECT next.kind, next.oid FROM behind, LATERAL (
         SELECT d.refclassid, d.refobjid FROM pg_catalog.pg_depend d
         WHERE d.classid = behind.kind AND d.objid = behind.oid
-            AND behind.kind <> 'pg_catalog.pg_class'::pg_catalog.regclass
+            AND behind.kind NOT IN ('pg_catalog.pg_class'::pg_catalog.regclass,
+                'pg_catalog.pg_language'::pg_catalog.regclass)
         UNION ALL
         SELECT 'pg_catalog.pg_constraint'::pg_catalog.regclass, k.oid
         FROM pg_catalog.pg_constraint k WHERE k.contypid = behind.oid
@@ -121,26 +128,29 @@ FUNCTIONS = (
         WHERE used.kind = 'pg_catalog.pg_class'::pg_catalog.regclass)
 )
 SELECT DISTINCT p.proname::text, p.prokind::text, p.provolatile::text, p.pronargs::int4,
-    p.oid >= 16384
+    p.oid >= 16384 OR called.is_own, 'pg_catalog.regclass'::pg_catalog.regtype IN (
+        SELECT pg_catalog.unnest(p.proargtypes::pg_catalog.oid[] || p.prorettype))
 FROM (
-    SELECT m[1]::pg_catalog.oid FROM rules, pg_catalog.regexp_matches(
+    SELECT m[1]::pg_catalog.oid, false FROM rules, pg_catalog.regexp_matches(
         action, ':(?:funcid|opfuncid|aggfnoid|winfnoid|hashfuncid) (\d+)', 'g') m
     UNION
-    SELECT o.oprcode::pg_catalog.oid FROM rules, pg_catalog.regexp_matches(
+    SELECT o.oprcode::pg_catalog.oid, o.oid >= 16384 FROM rules, pg_catalog.regexp_matches(
         action, ':opno (\d+)', 'g') m
     JOIN pg_catalog.pg_operator o ON o.oid = m[1]::pg_catalog.oid
-) AS called(oid) JOIN pg_catalog.pg_proc p ON p.oid = called.oid
+) AS called(oid, is_own) JOIN pg_catalog.pg_proc p ON p.oid = called.oid
 UNION ALL
-SELECT 'node', 'f', 'v', 0, false FROM rules
+SELECT 'node', 'f', 'v', 0, false, false FROM rules
 WHERE action ~ '\{(NEXTVALUEEXPR|CURRENTOFEXPR|XMLEXPR|RANGETBLFUNCTION) '
     OR action ~ '\{SQLVALUEFUNCTION :op (9|\d\d) '
 UNION ALL
-SELECT 'now', 'f', 's', 0, false FROM rules WHERE action ~ '\{SQLVALUEFUNCTION :op \d '"""
+SELECT 'now', 'f', 's', 0, false, false FROM rules WHERE action ~ '\{SQLVALUEFUNCTION :op \d '"""
 )
 # by name, of one column of a table; one collation that takes different texts for equal may be that
 # of whatever a key is compared with, too
 KEY_FACTS = """
-SELECT n.nspname::text, t.typname::text, a.attnotnull, a.attcollation = 0 OR NOT EXISTS (
+SELECT n.nspname::text, t.typname::text, a.attnotnull AND NOT EXISTS (
+    SELECT FROM pg_catalog.pg_constraint k WHERE k.conrelid = a.attrelid AND k.contype = 'n'
+        AND NOT k.convalidated AND a.attnum = ANY(k.conkey)), a.attcollation = 0 OR NOT EXISTS (
     SELECT FROM pg_catalog.pg_collation c WHERE NOT c.collisdeterministic), (
     SELECT pg_catalog.array_agg(o.attname::text) FROM pg_catalog.pg_attribute o
     WHERE o.attrelid = a.attrelid AND o.attnum > 0 AND NOT o.attisdropped)
@@ -173,9 +183,27 @@ WITH RECURSIVE parent(oid) AS (
     SELECT i.inhparent FROM pg_catalog.pg_inherits i JOIN parent ON i.inhrelid = parent.oid
 )
 SELECT oid::int8 FROM parent"""
+# of some tables, read through some views: those whose policies apply to the login, or to an owner
+# of a view
 GUARDED = """
-SELECT c.relname FROM pg_catalog.pg_class c
-WHERE c.oid = ANY(%(tables)s::int8[]::pg_catalog.oid[]) AND pg_catalog.row_security_active(c.oid)"""
+SELECT c.oid::int8 FROM pg_catalog.pg_class c
+WHERE c.oid = ANY(%(tables)s::int8[]::pg_catalog.oid[]) AND c.relrowsecurity AND (
+    pg_catalog.row_security_active(c.oid) OR EXISTS (
+        SELECT FROM pg_catalog.pg_class v JOIN pg_catalog.pg_roles o ON o.oid = v.relowner
+        WHERE v.oid = ANY(%(tables)s::int8[]::pg_catalog.oid[]) AND v.relkind = 'v'
+            AND NOT (o.rolsuper OR o.rolbypassrls)
+            AND (v.relowner <> c.relowner OR c.relforcerowsecurity)))"""
+# what policies depend on: relations, whether they have policies, and functions of users
+POLICIES = """
+SELECT CASE d.refclassid WHEN 'pg_catalog.pg_class'::pg_catalog.regclass THEN d.refobjid::int8 END,
+    coalesce(c.relrowsecurity, true)
+FROM pg_catalog.pg_policy p JOIN pg_catalog.pg_depend d
+    ON d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass AND d.objid = p.oid
+LEFT JOIN pg_catalog.pg_class c
+    ON d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND c.oid = d.refobjid
+WHERE p.polrelid = ANY(%(tables)s::int8[]::pg_catalog.oid[]) AND d.refobjid <> p.polrelid
+    AND d.refobjid >= 16384 AND d.refclassid IN (
+        'pg_catalog.pg_class'::pg_catalog.regclass, 'pg_catalog.pg_proc'::pg_catalog.regclass)"""
 NAMESAKES = """
 SELECT n.nspname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relname = %(name)s AND c.relkind IN ('r', 'p', 'f', 'v', 'm')
@@ -193,6 +221,8 @@ WITH RECURSIVE typed(number, name, oid, part) AS (
     FROM typed JOIN pg_catalog.pg_type t ON t.oid = typed.oid, LATERAL (
         SELECT t.typbasetype WHERE t.typtype = 'd'
         UNION ALL SELECT t.typelem WHERE t.typelem <> 0 AND t.typlen = -1
+        UNION ALL SELECT r.rngsubtype FROM pg_catalog.pg_range r
+            WHERE t.oid IN (r.rngtypid, r.rngmultitypid)
         UNION ALL SELECT f.atttypid FROM pg_catalog.pg_attribute f
             WHERE t.typtype = 'c' AND f.attrelid = t.typrelid AND f.attnum > 0
                 AND NOT f.attisdropped
@@ -221,12 +251,22 @@ SELECT typed.number, typed.name, bool_or(NOT typed.part AND (
         WHEN t.typtype = 'e' THEN t.typname || ' ' || (
             SELECT pg_catalog.string_agg(e.enumlabel, ', ' ORDER BY e.enumsortorder)
             FROM pg_catalog.pg_enum e WHERE e.enumtypid = t.oid)
+        WHEN t.typtype = 'r' THEN t.typname || ' ' || (
+            SELECT pg_catalog.format('%%s %%s %%s', pg_catalog.format_type(r.rngsubtype, NULL),
+                c.opcname, (SELECT l.collname FROM pg_catalog.pg_collation l
+                    WHERE l.oid = r.rngcollation))
+            FROM pg_catalog.pg_range r JOIN pg_catalog.pg_opclass c ON c.oid = r.rngsubopc
+            WHERE r.rngtypid = t.oid)
         WHEN t.typtype = 'd' THEN t.typname || ' '
-            || pg_catalog.format_type(t.typbasetype, t.typtypmod)
+            || pg_catalog.format_type(t.typbasetype, t.typtypmod) || coalesce((
+                SELECT ' ' || l.collname FROM pg_catalog.pg_collation l
+                WHERE l.oid = t.typcollation AND l.collname <> 'default'), '')
         WHEN t.typtype = 'c' THEN t.typname || ' ' || (
-            SELECT pg_catalog.string_agg(pg_catalog.format('%%I %%s', f.attname,
-                pg_catalog.format_type(f.atttypid, f.atttypmod)), ', ' ORDER BY f.attnum)
-            FROM pg_catalog.pg_attribute f
+            SELECT pg_catalog.string_agg(pg_catalog.format('%%I %%s%%s', f.attname,
+                pg_catalog.format_type(f.atttypid, f.atttypmod), ' ' || l.collname), ', '
+                ORDER BY f.attnum)
+            FROM pg_catalog.pg_attribute f LEFT JOIN pg_catalog.pg_collation l
+                ON l.oid = f.attcollation AND l.collname <> 'default'
             WHERE f.attrelid = t.typrelid AND f.attnum > 0 AND NOT f.attisdropped) END, '; ')
 FROM typed JOIN pg_catalog.pg_type t ON t.oid = typed.oid
 GROUP BY 1, 2 ORDER BY 1"""

@@ -25,7 +25,9 @@ from dask_shardsql.engine.drivers.postgresql_catalog import (
     DATABASE,
     FAMILY,
     FUNCTIONS,
+    JIT,
     KEYS,
+    NO_JIT,
     READ_BY,
     RELATIONS,
     RULES,
@@ -159,7 +161,7 @@ class PostgreSQLGathering(PostgreSQLReceiving):
 
     def prepare(self) -> None:
         """Make the temporary tables."""
-        self._run(f"DROP VIEW pg_temp.{_VIEW}")
+        self._run(f"{JIT}; DROP VIEW pg_temp.{_VIEW}")
         for part in self.extracts:
             # with all columns, which the text may name; those that are not needed stay NULL
             columns = f"TABLE {part.full_name} WITH NO DATA"
@@ -193,7 +195,7 @@ class PostgreSQLGathering(PostgreSQLReceiving):
         """Begin the transaction, and make a view of the query."""
         has_begun = False
         try:
-            self._run("; ".join((BEGIN + " WRITE", WAITING, *pins(self._query))))
+            self._run("; ".join((BEGIN + " WRITE", WAITING, NO_JIT, *pins(self._query))))
             has_begun = True
             self._run(f"CREATE TEMPORARY VIEW {_VIEW} AS\n{text}\n")
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from dask_shardsql.engine.drivers.postgresql_catalog import (
     GUARDED,
     NAMESAKES,
     PARENTS,
+    POLICIES,
     READ_BY,
     Relation,
 )
@@ -24,6 +26,7 @@ _RUNS_SQL = frozenset({"ts_stat", "ts_rewrite"})
 _RUNS_SQL_PREFIXES = (
     *("cursor_to_xml", "database_to_xml", "query_to_xml", "schema_to_xml", "table_to_xml"),
     *("lo_", "loread"),  # and large objects, which are numbered in each database by itself
+    *("has_", "pg_get_", "pg_stat_get_", "pg_relation_", "row_security_active"),
 )
 
 
@@ -48,8 +51,9 @@ def refuse_what_is_not_seen(
     tables: Mapping[int, ShardedTable],
 ) -> None:
     """Refuse what reads a table that is named in a string, or looks at the table itself."""
-    for name, *_ in functions:
-        if name in _RUNS_SQL or name.startswith(_RUNS_SQL_PREFIXES):
+    for name, _, _, _, is_own, names_tables in functions:
+        is_one = name in _RUNS_SQL or name.startswith(_RUNS_SQL_PREFIXES)
+        if names_tables or (is_one and not is_own):
             raise MergeRefusedError(
                 "function",
                 f"it calls {name!r}, which reads what is named in a string or by a number, and "
@@ -72,7 +76,8 @@ def refuse_hidden_reads(
     tables: Mapping[int, ShardedTable],
 ) -> None:
     """Refuse what reads a shard's own slice where no table of the query shows it."""
-    names = {_last_of(table.name) for table in tables.values()}
+    escaped = (re.escape(_last_of(table.name)) for table in tables.values())
+    names = re.compile(rf"(?<![\w$])({'|'.join(escaped)})(?![\w$])")
     sharded = set(tables)
     for function, source, is_harmless, oid in rows(BEHIND, view=f"pg_temp.{query}"):
         if oid is not None and reads(rows, oid, sharded):
@@ -84,7 +89,7 @@ def refuse_hidden_reads(
             )
         if function is None:
             continue
-        if not is_harmless or any(name in source.lower() for name in names):
+        if not is_harmless or names.search(source.lower()):
             raise MergeRefusedError(
                 "function",
                 f"it calls the function {function!r}, which may read a sharded table and would "
@@ -99,12 +104,13 @@ def refuse_hidden_reads(
                 f"{relation.full_name} has parts that are sharded tables, and is none itself: "
                 "name it in the topology instead of them",
             )
-    if guarded := rows(GUARDED, tables=[oid for oid in relations if oid in sharded]):
-        raise MergeRefusedError(
-            "row-security",
-            f"policies decide which rows of {guarded[0][0]!r} the login may see, and they may "
-            "depend on who reads, and on other rows",
-        )
+    for (oid,) in rows(GUARDED, tables=[*relations]):
+        if oid in sharded or _is_guarded_by_others(rows, oid, sharded):
+            raise MergeRefusedError(
+                "row-security",
+                f"policies decide which rows of {relations[oid].name!r} may be seen, and they may "
+                "depend on who reads, and on other rows",
+            )
     for view in relations.values():
         if view.kind == "m" and reads(rows, view.oid, sharded):
             raise MergeRefusedError(
@@ -125,6 +131,14 @@ def reads(rows: Rows, oid: int, sharded: set[int]) -> bool:
             seen.add(one)
             left += [found for (found,) in rows(READ_BY, view=one)]
     return False
+
+
+def _is_guarded_by_others(rows: Rows, table: int, sharded: set[int]) -> bool:
+    """Whether policies of a reference table look at sharded tables, or might."""
+    return any(
+        oid is None or has_policies or reads(rows, oid, sharded)
+        for oid, has_policies in rows(POLICIES, tables=[table])
+    )
 
 
 def _last_of(name: str) -> str:

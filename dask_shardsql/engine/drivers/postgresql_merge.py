@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
 from dask_shardsql.engine.drivers.gathering import Extract, Split, Survey
-from dask_shardsql.engine.drivers.postgresql_catalog import compare_tables
+from dask_shardsql.engine.drivers.postgresql_catalog import JIT, NO_JIT, compare_tables
 from dask_shardsql.engine.drivers.postgresql_copy import describing, end_transaction, runner
 from dask_shardsql.engine.drivers.postgresql_params import read_strings_as_standard
 from dask_shardsql.engine.drivers.postgresql_script import Script, pins
@@ -61,11 +61,12 @@ class PostgreSQLReceiving:
         """Begin a transaction with one snapshot, and compare the types."""
         read_strings_as_standard(source)
         with source.cursor() as cursor:
-            cursor.execute("; ".join((BEGIN + " ONLY", *pins(self._query), *self.settings)))
+            cursor.execute("; ".join((BEGIN + " ONLY", NO_JIT, *pins(self._query), *self.settings)))
             compare_tables(cursor, self.tables)
             for extract in extracts:
                 if extract.described:
                     _compare(cursor, extract)
+            cursor.execute(JIT)
 
     def send(self, source: Any, extract: Extract, file: BinaryIO) -> None:
         """Write the rows."""
@@ -123,7 +124,7 @@ class PostgreSQLMerging(PostgreSQLReceiving):
     def survey(self) -> Survey:
         """Begin, make the temporary tables, and let nothing else be written from then on."""
         read_strings_as_standard(self._connection)
-        begin = (BEGIN + " WRITE", WAITING, *pins(self._query), *self.settings)
+        begin = (BEGIN + " WRITE", WAITING, NO_JIT, *pins(self._query), *self.settings)
         tables = (
             f"CREATE TEMPORARY TABLE {part.into} ON COMMIT DROP AS\n{part.select}\nWITH NO DATA"
             for part in self._split.extracts
@@ -141,6 +142,7 @@ class PostgreSQLMerging(PostgreSQLReceiving):
             columns = columns_of(fields, runner(self._cursor), find_not_null=False).columns
             described.append(part.describe(columns))
         self.extracts = tuple(described)
+        self._cursor.execute(JIT)
         return Survey("", self.extracts)
 
     def prepare(self) -> None:

@@ -169,7 +169,7 @@ def _aggregates(functions: Sequence[tuple[Any, ...]]) -> tuple[frozenset[str], b
     """
     names: set[str] = set()
     has_instant = False
-    for name, kind, volatile, arguments, is_own in functions:
+    for name, kind, volatile, arguments, is_own, _ in functions:
         if name in FUNCTIONS and not is_own:
             has_instant = True
             continue

@@ -111,7 +111,10 @@ LEFT JOIN (under u
 
 _NOT_NULL = """
 SELECT attrelid, attnum FROM pg_catalog.pg_attribute
-WHERE attnotnull AND attrelid = ANY('{{{oids}}}'::pg_catalog.oid[])
+WHERE attnotnull AND NOT EXISTS (
+    SELECT FROM pg_catalog.pg_constraint k WHERE k.conrelid = attrelid AND k.contype = 'n'
+        AND NOT k.convalidated AND attnum = ANY(k.conkey))
+    AND attrelid = ANY('{{{oids}}}'::pg_catalog.oid[])
 """
 _MAKES_NULLS = re.compile(r"\b(left|right|full|cube|rollup|grouping)\b", re.IGNORECASE)
 
