@@ -46,6 +46,7 @@ class Settings:
     pool_timeout: float = 60.0
     pool_idle: float = 300.0
     max_gather_bytes: int = 1 << 30
+    pushdown: bool = True
 
     def __post_init__(self) -> None:
         if self.dtype_backend not in DTYPE_BACKENDS:
@@ -54,6 +55,8 @@ class Settings:
             raise _wrong("unrepresentable", self.unrepresentable, "'raise' or 'null'")
         if not isinstance(self.check_schema, bool):
             raise _wrong("check-schema", self.check_schema, "true or false")
+        if not isinstance(self.pushdown, bool):
+            raise _wrong("pushdown", self.pushdown, "true or false")
         limit = self.max_connections_per_worker
         if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
             raise _wrong("max-connections-per-worker", limit, "a whole number from 1")

@@ -18,7 +18,7 @@ from distributed import Client, get_worker
 from packaging.requirements import Requirement
 
 import dask_shardsql as dss
-from dask_shardsql.frame import _dask, decimals
+from dask_shardsql.frame import _dask, decimals, pushdown
 from dask_shardsql.frame.expr import ReadShards, ReadWhole
 
 
@@ -30,11 +30,41 @@ def test_the_installed_dask_is_within_the_pin():
 
 
 def test_every_name_behind_the_door_exists_and_is_used():
-    sources = [inspect.getsource(inspect.getmodule(thing)) for thing in (ReadShards, decimals)]
+    sources = [
+        inspect.getsource(inspect.getmodule(thing)) for thing in (ReadShards, decimals, pushdown)
+    ]
     sources.append(inspect.getsource(inspect.getmodule(dss.read_sharded_sql)))
     for name in _dask.__all__:
         assert hasattr(_dask, name)
         assert any(name in source for source in sources), f"{name} is not used"
+
+
+def test_what_pushdown_assumes_of_conditions():
+    """The operands of dask's expressions, and that nothing else is meant by these classes."""
+    ddf = dd.from_pandas(pd.DataFrame({"a": [1, 2, 3], "b": [1, 2, 4]}), npartitions=1)
+    comparisons = [_dask.EQ, _dask.NE, _dask.LT, _dask.LE, _dask.GT, _dask.GE]
+    made = [ddf.a == 1, ddf.a != 1, ddf.a < 1, ddf.a <= 1, ddf.a > 1, ddf.a >= 1]
+    for kind, frame in zip(comparisons, made, strict=True):
+        assert type(frame.expr) is kind
+        assert kind._parameters == ["left", "right"]
+    assert type((ddf.a > 1).expr) is _dask.GT
+    both = (ddf.a > 1) & (ddf.b > 1)
+    assert (type(both.expr), type((~both).expr)) == (_dask.And, _dask.Invert)
+    assert type(((ddf.a > 1) | (ddf.b > 1)).expr) is _dask.Or
+    between = ddf.a.between(1, 2, inclusive="left").expr
+    assert (type(between), between.left, between.right) == (_dask.Between, 1, 2)
+    assert between.inclusive == "left"
+    isin = ddf.a.isin([1, 2]).expr
+    held = isin.operand("values")
+    assert (type(isin), type(held)) == (_dask.Isin, _dask.DelayedExpr)
+    assert list(pushdown._held(held.operand("obj"))) == [1, 2]
+    assert [type(f.expr) for f in (ddf.a.isna(), ddf.a.notnull())] == [_dask.IsNa, _dask.NotNull]
+    chosen = ddf[both].expr
+    assert (type(chosen), type(chosen.predicate)) == (_dask.Filter, _dask.And)
+    head = ddf.head(2, npartitions=1, compute=False).expr
+    assert (type(head), head.n, head._parameters) == (_dask.Head, 2, ["frame", "n", "npartitions"])
+    projection = ddf.a.expr
+    assert (type(projection), projection.operand("columns")) == (_dask.Projection, "a")
 
 
 def test_partition_filtering_calls_filtered_task():

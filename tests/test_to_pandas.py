@@ -286,7 +286,7 @@ def test_outer_joins_make_floats_and_objects_under_numpy(sql, tables):
     assert frame["big"].isna().sum() > 0
 
 
-def test_a_null_where_the_database_promised_none_is_an_error_not_a_wrong_dtype(servers, table_name):
+def test_a_not_null_that_is_not_valid_yet_promises_nothing(servers, table_name):
     servers.execute(f"CREATE TABLE {table_name} (big int8)")
     servers.load(table_name, [(None,)])
     topology = first_shards(servers, 1)
@@ -295,6 +295,19 @@ def test_a_null_where_the_database_promised_none_is_an_error_not_a_wrong_dtype(s
         if int(cursor.fetchone()[0]) < 180000:
             pytest.skip("NOT NULL constraints that are not yet valid came with PostgreSQL 18")
     servers.execute(f"ALTER TABLE {table_name} ADD CONSTRAINT n NOT NULL big NOT VALID")
+    ddf = dss.read_sharded_sql(f"TABLE {table_name}", topology, dtype_backend="numpy")
+    assert ddf.dtypes["big"] == "float64"
+    assert ddf.compute()["big"].isna().tolist() == [True]
+
+
+def test_a_null_where_the_database_promised_none_is_an_error_not_a_wrong_dtype(servers, table_name):
+    servers.execute(f"CREATE TABLE {table_name} (big int8)")
+    servers.load(table_name, [(None,)])
+    topology = first_shards(servers, 1)
+    servers.execute(
+        "SET allow_system_table_mods = on; UPDATE pg_attribute SET attnotnull = true "
+        f"WHERE attrelid = '{table_name}'::regclass AND attname = 'big'"
+    )  # as a table that was damaged
     ddf = dss.read_sharded_sql(f"TABLE {table_name}", topology, dtype_backend="numpy")
     with pytest.raises(dss.ColumnError, match="big"):
         ddf.compute()

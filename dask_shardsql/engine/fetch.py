@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Self, cast
 
 import pyarrow as pa
 
 from dask_shardsql.engine.cancel import refuse_if_cancelled
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
+from dask_shardsql.engine.drivers.narrowing import Narrowing, NarrowingDriver
 from dask_shardsql.engine.gather import Gather, read_gathered
 from dask_shardsql.engine.lending import connection_to
 from dask_shardsql.engine.registry import TopologyRef
@@ -51,6 +52,8 @@ class Answer:
         Which slice of the shard's answer, counted from 0, and of how many.
     gather : Gather, optional
         What the shard that is read from is to gather from the others first.
+    narrowing : Narrowing, optional
+        What is read of the query's answer, if it is less than all.
     """
 
     query: Query
@@ -59,6 +62,7 @@ class Answer:
     shard_column: str | None = None
     slice: tuple[int, int] = (0, 1)
     gather: Gather | None = None
+    narrowing: Narrowing | None = None
 
     def named(self, snapshot: str) -> Answer:
         """Return the same with the snapshot's name for the query's id."""
@@ -129,6 +133,8 @@ def read_batches(ref: TopologyRef, shard: str, answer: Answer, on_batch: OnBatch
             read_gathered(topology, shard, query, answer.gather, reading.resolve, reading.take)
             return
         with connection_to(topology, shard, query) as (driver, connection):
+            if answer.narrowing is not None:
+                query = cast(NarrowingDriver, driver).narrow(query, answer.narrowing)
             driver.read(connection, query, reading.resolve, reading.take)
 
 

@@ -8,7 +8,28 @@ from __future__ import annotations
 
 from dask._task_spec import List, Task, TaskRef
 from dask.dataframe import groupby as groupby_module
-from dask.dataframe.dask_expr._expr import Expr, PartitionsFiltered
+from dask.dataframe.dask_expr._expr import (
+    EQ,
+    GE,
+    GT,
+    LE,
+    LT,
+    NE,
+    And,
+    Between,
+    Expr,
+    Filter,
+    Head,
+    Invert,
+    Isin,
+    IsNa,
+    NotNull,
+    Or,
+    PartitionsFiltered,
+    Projection,
+    determine_column_projection,
+)
+from dask.dataframe.dask_expr._expr import _DelayedExpr as DelayedExpr
 from dask.dataframe.dask_expr._groupby import Mean as GroupByMean
 from dask.dataframe.dask_expr._reductions import MeanAggregate, Prod, Sum
 from dask.dataframe.dask_expr.io.io import BlockwiseIO
@@ -16,16 +37,34 @@ from dask.dataframe.extensions import make_scalar
 from dask.tokenize import normalize_token
 
 __all__ = [
+    "EQ",
+    "GE",
+    "GT",
+    "LE",
+    "LT",
+    "NE",
+    "And",
+    "Between",
     "BlockwiseIO",
+    "DelayedExpr",
     "Expr",
+    "Filter",
     "GroupByMean",
+    "Head",
+    "Invert",
+    "IsNa",
+    "Isin",
     "List",
     "MeanAggregate",
+    "NotNull",
+    "Or",
     "PartitionsFiltered",
     "Prod",
+    "Projection",
     "Sum",
     "Task",
     "TaskRef",
+    "determine_column_projection",
     "groupby_module",
     "make_scalar",
     "normalize_token",

@@ -57,7 +57,7 @@ def _is_on_cluster(scheduler: Any) -> bool:
 def _collect(read: ReadShards, scheduler: Any, options: dict[str, Any]) -> pd.DataFrame:
     topology, shards = read.operand("ref").resolve(), read.operand("shards")
     # one run that fails, and is cancelled, is not to cancel the next
-    answer = read.operand("answer").named(new_query_id())
+    answer = read.answer.named(new_query_id())
     snapshots = read.operand("snapshots")
     how = None if snapshots is None else snapshots.operand("split")
     tables = read_tables(PreparedQuery(topology, shards, answer), how, scheduler, **options)

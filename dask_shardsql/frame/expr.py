@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import uuid
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pandas as pd
 from dask.tokenize import tokenize
 
+from dask_shardsql.config import Settings
+from dask_shardsql.engine.drivers.narrowing import Narrowing
 from dask_shardsql.engine.drivers.slicing import Part
 from dask_shardsql.engine.fetch import Answer, read_shard
 from dask_shardsql.engine.registry import TopologyRef
@@ -18,15 +21,21 @@ from dask_shardsql.frame import whole
 from dask_shardsql.frame._dask import (
     BlockwiseIO,
     Expr,
+    Filter,
+    Head,
     List,
     PartitionsFiltered,
+    Projection,
     Task,
     TaskRef,
+    determine_column_projection,
 )
 from dask_shardsql.frame.decimals import install
+from dask_shardsql.frame.pushdown import can_push, split_conditions
 from dask_shardsql.frame.to_pandas import to_pandas
 from dask_shardsql.run import share_topology
 from dask_shardsql.split import snapshot_task
+from dask_shardsql.sql.types import Column
 
 __all__ = ["ReadShards", "Snapshots"]
 
@@ -96,13 +105,25 @@ class ReadShards(_Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[m
     Operands: ``ref`` (a :class:`TopologyRef`, never the topology itself), ``shards`` (their
     names), ``answer`` (the query and its columns), ``dtype_backend``, ``token``, which is
     new for every read so that no persisted older answer is taken for this one, and ``snapshots``,
-    a :class:`Snapshots`, where shards are split.
+    a :class:`Snapshots`, where shards are split. Of what the query answers, ``columns`` are read
+    (None: all), of the rows that meet the conditions ``where``, and ``limit`` rows of each
+    partition at the most.
     """
 
     _parameters: ClassVar = [
-        *("ref", "shards", "answer", "dtype_backend", "token", "snapshots", "_partitions")
+        *("ref", "shards", "answer", "dtype_backend", "token", "snapshots", "_partitions"),
+        *("can_narrow", "columns", "where", "limit"),
     ]
-    _defaults: ClassVar = {"snapshots": None, "_partitions": None}
+    _defaults: ClassVar = {
+        "snapshots": None,
+        "_partitions": None,
+        "can_narrow": False,
+        "columns": None,
+        "where": (),
+        "limit": None,
+    }
+    _absorb_projections = True
+    _filter_passthrough = True
 
     @functools.cached_property
     def _name(self) -> str:
@@ -110,9 +131,42 @@ class ReadShards(_Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[m
 
     @functools.cached_property
     def _meta(self) -> pd.DataFrame:
-        answer = self.operand("answer")
+        answer = self.answer
         empty = answer.schema.empty_table()
         return to_pandas(empty, answer, self.operand("dtype_backend"))
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        return list(self._meta.columns)
+
+    @functools.cached_property
+    def answer(self) -> Answer:
+        """What is asked of every shard: no more than is needed of the query's answer."""
+        whole: Answer = self.operand("answer")
+        columns, where, limit = (self.operand(name) for name in ("columns", "where", "limit"))
+        if columns is None and not where and limit is None:
+            return whole
+        chosen = [
+            number
+            for number, column in enumerate(whole.columns)
+            if columns is None or column.name in columns
+        ]
+        described = tuple(whole.described[number] for number in chosen)
+        has_shard = columns is None or whole.shard_column in columns
+        return replace(
+            whole,
+            described=described,
+            columns=tuple(whole.columns[number] for number in chosen),
+            shard_column=whole.shard_column if has_shard else None,
+            narrowing=Narrowing(tuple(column.name for column in described), where, limit),
+        )
+
+    @property
+    def _can_narrow(self) -> bool:
+        """Whether less can be read than all: else what Dask holds of it, or a final query, is."""
+        is_plain = self.operand("answer").gather is None and not self.is_named
+        return is_plain and self.operand("can_narrow") and Settings.current().pushdown
 
     @functools.cached_property
     def _parts(self) -> tuple[tuple[int, Part | None], ...]:
@@ -130,6 +184,44 @@ class ReadShards(_Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[m
 
     def _divisions(self) -> tuple[None, ...]:
         return (None,) * (len(self._parts) + 1)
+
+    def _filter_passthrough_available(self, parent: Any, dependents: Any) -> bool:
+        """Whether a filter can move into the query, and projections are to wait for that."""
+        if type(parent) is not Filter or not self._can_filter:
+            return False
+        is_only = super()._filter_passthrough_available(parent, dependents)
+        return is_only and bool(split_conditions(parent.predicate, self)[0])
+
+    @property
+    def _can_filter(self) -> bool:
+        is_exact = can_push(self.operand("answer"), self.operand("dtype_backend"))
+        return self._can_narrow and is_exact and self.operand("limit") is None
+
+    def _simplify_up(self, parent: Any, dependents: Any) -> Any:
+        if type(parent) is Filter and parent.frame._name == self._name:
+            if not self._filter_passthrough_available(parent, dependents):
+                return None
+            pushed, rest = split_conditions(parent.predicate, self)
+            narrowed = self.substitute_parameters({"where": (*self.operand("where"), *pushed)})
+            return narrowed if rest is None else Filter(narrowed, rest.substitute(self, narrowed))
+        if type(parent) is Projection and self._can_narrow:
+            return self._project(parent, dependents)
+        if type(parent) is Head and self._can_narrow and self.operand("limit") is None:
+            narrowed = self.substitute_parameters({"limit": int(parent.n)})
+            return parent.substitute(self, narrowed) if parent.n >= 0 else None
+        return None
+
+    def _project(self, parent: Any, dependents: Any) -> Any:
+        """Read no more columns than are needed: at least one, for the number of rows."""
+        wanted = determine_column_projection(self, parent, dependents)
+        wanted = {wanted} if isinstance(wanted, str) else set(wanted)
+        names = [column.name for column in self.answer.columns]
+        if not wanted & set(names):
+            wanted.add(min(self.answer.columns, key=_width).name)
+        columns = [name for name in self.columns if name in wanted]
+        if columns == self.columns:
+            return None
+        return parent.substitute(self, self.substitute_parameters({"columns": columns}))
 
     def _simplify_down(self) -> ReadShards | None:
         """Hold no snapshot of a shard that is not read."""
@@ -166,7 +258,7 @@ class ReadShards(_Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[m
         """Return the task of a partition: one function reads a shard, the other a slice of one."""
         number, part = self._parts[index]
         shard = self.operand("shards")[number]
-        args = (self.operand("ref"), shard, self.operand("answer"), *more)
+        args = (self.operand("ref"), shard, self.answer, *more)
         if part is None or part.slices == 1:
             return Task(name, whole, *args, _data_producer=True)
         snapshot = TaskRef(self.operand("snapshots").key_of(number))
@@ -208,8 +300,16 @@ class ReadWhole(_Beginning):
         tasks = [read.task_of((name, n), n, whole.read_shard, whole.read_slice) for n in numbers]
         parcels = List(*(TaskRef(task.key) for task in tasks))
         key = (self._name, 0)
-        joined = Task(key, whole.join, parcels, self.operand("answer"))
+        joined = Task(key, whole.join, parcels, self._read.answer)
         return {task.key: task for task in [*tasks, joined]}
+
+
+def _width(column: Column) -> int:
+    """Return about how many bytes a value has."""
+    try:
+        return int(column.arrow_type.bit_width) // 8
+    except ValueError:
+        return 1000
 
 
 def read_partition(

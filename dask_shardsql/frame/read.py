@@ -11,6 +11,7 @@ import dask.dataframe as dd
 from dask_shardsql.config import Settings, default_topology
 from dask_shardsql.engine import registry
 from dask_shardsql.engine.drivers.base import driver_named
+from dask_shardsql.engine.drivers.narrowing import NarrowingDriver
 from dask_shardsql.errors import ConfigurationError
 from dask_shardsql.frame.collection import DataFrame
 from dask_shardsql.frame.expr import ReadShards, Snapshots
@@ -284,7 +285,9 @@ def _read(
     if how is not None:
         snapshots = Snapshots(ref, prepared.shards, answer.query, how, token)
     backend = settings.dtype_backend
-    return DataFrame(ReadShards(ref, prepared.shards, answer, backend, token, snapshots))
+    can_narrow = isinstance(asked.driver, NarrowingDriver)
+    operands = (ref, prepared.shards, answer, backend, token, snapshots, None, can_narrow)
+    return DataFrame(ReadShards(*operands))
 
 
 def _same_table(one: str, other: str) -> bool:

@@ -18,6 +18,7 @@ from dask_shardsql.config import Settings
 from dask_shardsql.engine.drivers import postgresql_copy, postgresql_slices
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
 from dask_shardsql.engine.drivers.gathering import Extract, Split
+from dask_shardsql.engine.drivers.narrowing import Narrowing
 from dask_shardsql.engine.drivers.postgresql_catalog import NO_JIT, compare_tables
 from dask_shardsql.engine.drivers.postgresql_copy import end_transaction, in_own_text, runner
 from dask_shardsql.engine.drivers.postgresql_gather import PostgreSQLGathering
@@ -31,6 +32,7 @@ from dask_shardsql.engine.drivers.postgresql_wire import ServerError
 from dask_shardsql.engine.drivers.rows import double_quoted
 from dask_shardsql.engine.drivers.slicing import Part, Slicing
 from dask_shardsql.errors import ConnectionLostError, QueryError, ShardSQLError
+from dask_shardsql.sql.predicates import postgresql
 from dask_shardsql.sql.statement import single_query
 from dask_shardsql.topology import Server, ShardedTable
 
@@ -199,6 +201,21 @@ class PostgreSQLDriver:
     def cut(self, query: Query, part: Part, snapshot: str, bounds: tuple[str, ...]) -> Query:
         """Return the query of one slice."""
         return postgresql_slices.cut(query, part, snapshot, bounds)
+
+    def narrow(self, query: Query, narrowing: Narrowing) -> Query:
+        """Return the query for less of its answer."""
+
+        def column(name: str) -> str:
+            return f"dask_shardsql.{double_quoted(name)}"
+
+        columns = ", ".join(map(column, narrowing.columns))
+        where = " AND ".join(postgresql(node, column) for node in narrowing.where)
+        before, behind = f"SELECT {columns} FROM (\n", "\n) AS dask_shardsql"
+        behind += f" WHERE {where}" if where else ""
+        behind += f" LIMIT {narrowing.limit}" if narrowing.limit is not None else ""
+        if query.params is not None:
+            before, behind = before.replace("%", "%%"), behind.replace("%", "%%")
+        return replace(query, sql=before + query.sql + behind)
 
     def gathering(
         self, connection: Any, query: Query, sharded: Sequence[ShardedTable]

@@ -1,0 +1,38 @@
+"""Less of a query's answer: what a driver needs to leave rows and columns on the server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from dask_shardsql.engine.drivers.base import Driver, Query
+from dask_shardsql.sql.predicates import Node
+
+__all__ = ["Narrowing", "NarrowingDriver"]
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """What is read of a query's answer.
+
+    Parameters
+    ----------
+    columns : tuple of str
+        Names of the columns, at least one.
+    where : tuple of Node
+        Conditions that all rows meet.
+    limit : int, optional
+        How many rows at the most, whichever.
+    """
+
+    columns: tuple[str, ...]
+    where: tuple[Node, ...] = ()
+    limit: int | None = None
+
+
+@runtime_checkable
+class NarrowingDriver(Driver, Protocol):
+    """A driver whose databases can do that, exactly as pandas would with Arrow's types."""
+
+    def narrow(self, query: Query, narrowing: Narrowing) -> Query:
+        """Return the query for less of its answer; its columns keep their types."""

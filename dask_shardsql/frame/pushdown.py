@@ -1,0 +1,285 @@
+"""Conditions of dask as conditions of SQL, where both are true for exactly the same rows.
+
+A condition that is not known to be so is left to pandas: see `split_conditions`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from dask_shardsql.engine.fetch import Answer
+from dask_shardsql.frame import _dask as dask_
+from dask_shardsql.sql import predicates
+from dask_shardsql.sql.predicates import Compare, Field, IsIn, IsNull, Node, Not
+from dask_shardsql.sql.types import Column
+
+__all__ = ["can_push", "split_conditions"]
+
+_OPERATORS = {
+    dask_.EQ: "=",
+    dask_.NE: "<>",
+    dask_.LT: "<",
+    dask_.LE: "<=",
+    dask_.GT: ">",
+    dask_.GE: ">=",
+}
+_TURNED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "<>": "<>"}
+_EDGES = {"both": (">=", "<="), "left": (">=", "<"), "right": (">", "<="), "neither": (">", "<")}
+_MOST_VALUES = 1000
+_EXACT_DIGITS = 15  # of a decimal number, which a float keeps
+_TEXTS = ("text", "varchar")
+
+
+class _UnknownError(Exception):
+    """It is not known to be the same in SQL."""
+
+
+def can_push(answer: Answer, dtype_backend: str) -> bool:
+    """Whether conditions on an answer's columns can become SQL at all."""
+    return dtype_backend == "pyarrow" and answer.gather is None
+
+
+def split_conditions(condition: Any, read: Any) -> tuple[tuple[Node, ...], Any]:
+    """Split a condition of dask into what SQL can say as exactly, and the rest.
+
+    Parameters
+    ----------
+    condition : Expr
+        The condition.
+    read : ReadShards
+        The read whose rows it is for.
+
+    Returns
+    -------
+    tuple of Node, and Expr or None
+        Rows are wanted for which all of them are true.
+    """
+    pushed: list[Node] = []
+    rest = None
+    translate = _Translator(read)
+    for one in _conjuncts(condition):
+        try:
+            pushed.append(translate.condition(one))
+        except _UnknownError:
+            rest = one if rest is None else dask_.And(rest, one)
+    return tuple(pushed), rest
+
+
+def _conjuncts(condition: Any) -> Iterator[Any]:
+    if isinstance(condition, dask_.And):
+        yield from _conjuncts(condition.left)
+        yield from _conjuncts(condition.right)
+    else:
+        yield condition
+
+
+class _Translator:
+    """Writes conditions on the rows of one read."""
+
+    def __init__(self, read: Any) -> None:
+        self._read = read
+        answer = read.operand("answer")
+        self._columns = {
+            column.name: column
+            for column, described in zip(answer.columns, answer.described, strict=True)
+            if column.arrow_type == described.arrow_type
+        }
+        # what is NULL to pandas there may be a value to the server
+        self._may_be_null = answer.query.unrepresentable == "null"
+
+    def condition(self, expr: Any) -> Node:
+        """Return a condition, or raise where it is not known to be the same."""
+        kind = type(expr)
+        if kind in (dask_.And, dask_.Or):
+            both = (self.condition(expr.left), self.condition(expr.right))
+            return predicates.All(both) if kind is dask_.And else predicates.Any(both)
+        if kind is dask_.Invert:
+            return Not(self.condition(expr.frame))
+        if kind is dask_.IsNa:
+            return IsNull(self._field(expr.frame))
+        if kind is dask_.NotNull:
+            return Not(IsNull(self._field(expr.frame)))
+        if kind is dask_.Isin:
+            return self._is_in(expr)
+        if kind is dask_.Between:
+            edges = _EDGES.get(expr.inclusive)
+            if edges is None:
+                raise _UnknownError
+            field = self._field(expr.frame)
+            ends = zip(edges, (expr.left, expr.right), strict=True)
+            return predicates.All(tuple(self._compare(op, field, end) for op, end in ends))
+        if kind in _OPERATORS:
+            return self._comparison(_OPERATORS[kind], expr.left, expr.right)
+        field = self._field(expr)
+        if field.kind != "boolean":
+            raise _UnknownError
+        return field
+
+    def _comparison(self, operator: str, left: Any, right: Any) -> Node:
+        if not isinstance(left, dask_.Expr):
+            left, right, operator = right, left, _TURNED[operator]
+        field = self._field(left)
+        if not isinstance(right, dask_.Expr):
+            return self._compare(operator, field, right)
+        other = self._field(right)
+        same = self._columns[field.name].arrow_type == self._columns[other.name].arrow_type
+        if not same or field.kind in ("boolean", "char"):
+            raise _UnknownError
+        return Compare(operator, field, other)
+
+    def _compare(self, operator: str, field: Field, value: Any) -> Node:
+        if field.kind in ("boolean", "char") and operator not in ("=", "<>"):
+            raise _UnknownError
+        if field.kind == "decimal" and isinstance(value, float):
+            return _as_arrow_does(operator, field, value, self._columns[field.name].arrow_type)
+        return Compare(operator, field, _value(value, self._columns[field.name], field.kind))
+
+    def _is_in(self, expr: Any) -> Node:
+        field, values = self._field(expr.frame), expr.operand("values")
+        if field.kind == "float":  # Arrow looks for bits there: 0.0 is not -0.0
+            raise _UnknownError
+        if isinstance(values, dask_.DelayedExpr):
+            values = _held(values.operand("obj"))
+        if not isinstance(values, list | tuple | set | frozenset | np.ndarray | pd.Series):
+            raise _UnknownError
+        found = list(values)
+        if len(found) > _MOST_VALUES:
+            raise _UnknownError
+        column = self._columns[field.name]
+        return IsIn(field, tuple(_value(value, column, field.kind) for value in found))
+
+    def _field(self, expr: Any) -> Field:
+        """Return the column that an expression is of the read itself."""
+        if type(expr) is not dask_.Projection or expr.frame._name != self._read._name:
+            raise _UnknownError
+        column = self._columns.get(expr.operand("columns")) if _is_name(expr) else None
+        if column is None:
+            raise _UnknownError
+        return Field(column.name, self._kind(column))
+
+    def _kind(self, column: Column) -> str:
+        of_type = column.arrow_type
+        if pa.types.is_boolean(of_type):
+            return "boolean"
+        if pa.types.is_signed_integer(of_type):
+            return "integer"
+        if pa.types.is_floating(of_type):
+            return "float"
+        if column.type_name in _TEXTS:
+            return "text"
+        if column.type_name == "bpchar":
+            return "char"
+        if self._may_be_null:
+            raise _UnknownError
+        if pa.types.is_decimal128(of_type):
+            return "decimal"
+        if pa.types.is_date32(of_type):
+            return "date"
+        if pa.types.is_timestamp(of_type):
+            return "timestamp"
+        raise _UnknownError
+
+
+def _is_name(expr: Any) -> bool:
+    return isinstance(expr.operand("columns"), str)
+
+
+def _held(delayed: Any) -> Any:
+    """Return what a Delayed object holds, if it is a value and nothing to be computed."""
+    graph = dict(delayed.dask)
+    held = graph.get(delayed.key)
+    return getattr(held, "value", None)
+
+
+def _value(value: Any, column: Column, kind: str) -> predicates.Value:
+    """Return a value that the server compares with a column exactly as Arrow does."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    of_type = column.arrow_type
+    if kind == "boolean" and isinstance(value, bool):
+        return value
+    if isinstance(value, bool):
+        raise _UnknownError
+    if kind in ("text", "char") and isinstance(value, str):
+        if "\0" in value or (not value.isascii() and not _is_utf8(value)):
+            raise _UnknownError
+        return value
+    if kind == "integer" and isinstance(value, int):
+        bits = of_type.bit_width - 1
+        if -(1 << bits) <= value < 1 << bits:
+            return value
+    if kind == "float" and isinstance(value, int) and abs(value) <= 2**53:
+        return float(value)
+    if kind == "float" and isinstance(value, float) and not math.isnan(value):
+        return value
+    if kind == "decimal":
+        return _decimal(value, of_type)
+    if kind == "date" and type(value) is datetime.date:
+        return value
+    if kind == "timestamp" and isinstance(value, datetime.datetime):
+        return _instant(value, of_type)
+    raise _UnknownError
+
+
+def _decimal(value: Any, of_type: pa.DataType) -> Decimal:
+    if isinstance(value, int) and abs(value) < 10**_EXACT_DIGITS:
+        return Decimal(value)
+    if isinstance(value, Decimal) and value.is_finite():
+        digits = len(value.as_tuple().digits)
+        if digits + abs(int(value.as_tuple().exponent)) + of_type.scale <= 38:
+            return value
+    raise _UnknownError
+
+
+def _as_arrow_does(operator: str, field: Field, value: float, of_type: pa.DataType) -> Node:
+    """Return a comparison of decimal numbers with a float.
+
+    Arrow makes floats of them, which are not always the nearest: digits times 10 ** -scale. That
+    grows with the digits, so that there is a first number for which the comparison is true.
+    """
+    scale, most = of_type.scale, 10 ** min(of_type.precision, _EXACT_DIGITS)
+    if of_type.precision > _EXACT_DIGITS or scale < 0 or not abs(value) * 10.0**scale < most / 2:
+        raise _UnknownError
+    factor = float(f"1e-{scale}")
+
+    def first(is_beyond: Callable[[float], bool]) -> Decimal:
+        digits = math.floor(value * 10**scale) - 4
+        while not is_beyond(digits * factor):
+            digits += 1
+        return Decimal(digits).scaleb(-scale)
+
+    reached, passed = first(lambda one: one >= value), first(lambda one: one > value)
+    if operator in (">=", "<"):
+        return Compare(operator, field, reached)
+    if operator in (">", "<="):
+        return Compare(">=" if operator == ">" else "<", field, passed)
+    same = predicates.All((Compare(">=", field, reached), Compare("<", field, passed)))
+    return same if operator == "=" else Not(same)
+
+
+def _instant(value: datetime.datetime, of_type: pa.DataType) -> datetime.datetime:
+    if (value.tzinfo is None) != (of_type.tz is None) or pd.isna(value):
+        raise _UnknownError
+    if isinstance(value, pd.Timestamp):
+        if value.nanosecond:
+            raise _UnknownError
+        value = value.to_pydatetime()
+    if value.tzinfo is not None:
+        value = value.astimezone(datetime.UTC)
+    return value
+
+
+def _is_utf8(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
