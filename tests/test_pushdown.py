@@ -238,6 +238,68 @@ def test_what_reaches_the_servers(ddf, topology, monkeypatch):
     assert [one.rpartition(" ")[2] for one in asked] == ["2"]
 
 
+LENGTHS = {
+    "all": (lambda d: d, 1),
+    "a column": (lambda d: d.word, 1),
+    "a computed one": (lambda d: d.n + d.small, 1),
+    "assigned": (lambda d: d.assign(z=d.n + 1), 1),
+    "the index": (lambda d: d.index, 1),
+    "filtered": (lambda d: d[d.n > 0], 1),
+    "filtered twice": (lambda d: d[d.n > 0][d.ok].word, 1),
+    "filtered in part": (lambda d: d[(d.n > 0) & (d.word.str.len() > 1)], 0),
+    "partitions": (lambda d: d.partitions[[0, 2]], 1),
+    "without NULLs": (lambda d: d.dropna(subset=["n"]), 0),
+}
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_rows_are_counted_where_they_are(length, ddf, monkeypatch):
+    make, is_counted = LENGTHS[length]
+    with dask.config.set({"shardsql.pushdown": False}):
+        expected = len(make(ddf))
+    asked = []
+    read = PostgreSQLDriver.read
+    monkeypatch.setattr(
+        PostgreSQLDriver,
+        "read",
+        lambda self, connection, query, *more: (
+            asked.append(query.sql) or read(self, connection, query, *more)
+        ),
+    )
+    with dask.config.set(scheduler="sync"):
+        assert len(make(ddf)) == expected
+        assert make(ddf).shape[0].compute() == expected
+    assert all(("SELECT count(*)" in sql) == is_counted for sql in asked)
+    shards = 2 if length == "partitions" else 4
+    assert len(asked) == 2 * shards  # each is asked once
+
+
+def test_lengths_of_other_reads(ddf, topology):
+    sliced = dss.read_sharded_table("pd_rows", topology, partitions_per_shard=3)
+    assert len(sliced) == len(ROWS)
+    assert len(sliced.partitions[[0, 1, 2]]) == len(ROWS) // 3
+    assert len(sliced[sliced.n > 0]) == len(ddf[ddf.n > 0])
+    over_all = dss.read_sharded_sql(
+        "SELECT word, count(*) FROM pd_rows GROUP BY 1", topology, merge="global"
+    )
+    assert len(over_all) == len({row[10] for row in ROWS})
+    assert len(dss.read_sharded_sql("SELECT word FROM pd_rows", topology, merge="global")) == 300
+    nothing = dss.read_sharded_sql("SELECT id FROM pd_rows WHERE id < %s", topology, params=(0,))
+    assert len(nothing) == 0
+    assert len(ddf.head(7, npartitions=-1, compute=False)) == 7
+
+
+def test_what_is_put_beside_each_other_is_one_read(ddf):
+    """Rows are found by their place, which may be another one in a second read."""
+    for make in (
+        lambda d: d.n + d.index.to_series().astype("int64[pyarrow]"),
+        lambda d: d[d.n > 0].index.to_series().astype("int64[pyarrow]") + d[d.n > 0].n,
+        lambda d: d.assign(z=d.n + 1)[["z", "word"]],
+    ):
+        optimized = make(ddf).optimize(fuse=False).expr
+        assert len({read._name for read in optimized.find_operations(ReadShards)}) == 1
+
+
 def test_two_branches_of_one_read_are_read_once(ddf):
     one = ddf[ddf.n > 0]
     assert len(reads(one.x + one.n)) == 1

@@ -21,12 +21,13 @@ from dask_shardsql.engine.registry import TopologyRef
 from dask_shardsql.engine.shared_memory import Offer, SharedTable, SharedWriter
 from dask_shardsql.errors import SchemaMismatchError, ShardSQLError
 from dask_shardsql.progress import ShardEvent, current_worker, emit, is_heard
-from dask_shardsql.sql.types import arrow_schema
+from dask_shardsql.sql.types import Column, arrow_schema, arrow_type_of
 
 __all__ = [
     "Answer",
     "Reading",
     "compare_columns",
+    "count_shard",
     "describe_shard",
     "read_batches",
     "read_shard",
@@ -94,6 +95,21 @@ def read_shard(ref: TopologyRef, shard: str, answer: Answer) -> pa.Table:
     batches: list[pa.RecordBatch] = []
     read_batches(ref, shard, answer, batches.append)
     return pa.Table.from_batches(batches, answer.schema)
+
+
+def count_shard(ref: TopologyRef, shard: str, answer: Answer) -> int:
+    """Return how many rows the answer of one shard has, of which none is read."""
+    narrowing = answer.narrowing or Narrowing((answer.described[0].name,))
+    columns = (Column("count", "int8", arrow_type_of("int8")),)
+    counted = replace(
+        answer,
+        described=columns,
+        columns=columns,
+        shard_column=None,
+        narrowing=replace(narrowing, is_counted=True),
+    )
+    found: int = read_shard(ref, shard, counted).column(0)[0].as_py()
+    return found
 
 
 def read_shard_shared(

@@ -20,6 +20,7 @@ from dask.dataframe.dask_expr._expr import (
     Expr,
     Filter,
     Head,
+    Index,
     Invert,
     Isin,
     IsNa,
@@ -31,7 +32,7 @@ from dask.dataframe.dask_expr._expr import (
 )
 from dask.dataframe.dask_expr._expr import _DelayedExpr as DelayedExpr
 from dask.dataframe.dask_expr._groupby import Mean as GroupByMean
-from dask.dataframe.dask_expr._reductions import MeanAggregate, Prod, Sum
+from dask.dataframe.dask_expr._reductions import Len, MeanAggregate, Prod, Sum, TreeReduce
 from dask.dataframe.dask_expr.io.io import BlockwiseIO
 from dask.dataframe.extensions import make_scalar
 from dask.tokenize import normalize_token
@@ -51,9 +52,11 @@ __all__ = [
     "Filter",
     "GroupByMean",
     "Head",
+    "Index",
     "Invert",
     "IsNa",
     "Isin",
+    "Len",
     "List",
     "MeanAggregate",
     "NotNull",
@@ -64,6 +67,7 @@ __all__ = [
     "Sum",
     "Task",
     "TaskRef",
+    "TreeReduce",
     "determine_column_projection",
     "groupby_module",
     "make_scalar",

@@ -3,103 +3,48 @@
 from __future__ import annotations
 
 import functools
-import uuid
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import pandas as pd
-from dask.tokenize import tokenize
 
 from dask_shardsql.config import Settings
 from dask_shardsql.engine.drivers.narrowing import Narrowing
 from dask_shardsql.engine.drivers.slicing import Part
-from dask_shardsql.engine.fetch import Answer, read_shard
+from dask_shardsql.engine.fetch import Answer, count_shard, read_shard
 from dask_shardsql.engine.registry import TopologyRef
 from dask_shardsql.engine.slices import read_slice
 from dask_shardsql.engine.snapshots import Snapshot, end_after_errors
 from dask_shardsql.frame import whole
 from dask_shardsql.frame._dask import (
     BlockwiseIO,
-    Expr,
     Filter,
     Head,
+    Index,
+    Len,
     List,
     PartitionsFiltered,
     Projection,
     Task,
     TaskRef,
+    TreeReduce,
     determine_column_projection,
 )
+from dask_shardsql.frame.beginning import Beginning, Snapshots
 from dask_shardsql.frame.decimals import install
 from dask_shardsql.frame.pushdown import can_push, split_conditions
 from dask_shardsql.frame.to_pandas import to_pandas
 from dask_shardsql.run import share_topology
-from dask_shardsql.split import snapshot_task
 from dask_shardsql.sql.types import Column
 
 __all__ = ["ReadShards", "Snapshots"]
 
 install()
 
-
-class Snapshots(Expr):  # type: ignore[misc]
-    """For each shard that is split, the snapshot that its slices are read in.
-
-    Operands: ``ref``, ``shards`` (their names), ``query``, ``split``, the read's ``token``;
-    ``run``, which is new for every computation: what Dask kept of an older one (persisted
-    slices, results that are still wanted) was read in another snapshot; and ``only``: the numbers
-    of the shards that are needed (None: all). They leave a snapshot's key as it is, so that all of
-    one computation that reads a shard does so in one snapshot.
-    """
-
-    _parameters: ClassVar = ["ref", "shards", "query", "split", "token", "run", "only"]
-    _defaults: ClassVar = {"run": None, "only": None}
-
-    @property
-    def ndim(self) -> int:
-        """There are no rows."""
-        return 0
-
-    def _divisions(self) -> tuple[None, ...]:
-        return (None,) * (len(self.operand("shards")) + 1)
-
-    @functools.cached_property
-    def _token(self) -> str:
-        names = [name for name in self._parameters if name != "only"]
-        return str(tokenize(*map(self.operand, names), ensure_deterministic=True))
-
-    def key_of(self, shard: int) -> tuple[str, int]:
-        """Return the key of the snapshot of the shard of that number."""
-        return (f"snapshot-sharded-sql-{self._token}", shard)
-
-    def _layer(self) -> dict[Any, Task]:
-        ref, shards, query = self.operand("ref"), self.operand("shards"), self.operand("query")
-        only = self.operand("only")
-        first = {n: part for n, part in self.operand("split").parts if part.number == 0}
-        tasks = [
-            snapshot_task(self.key_of(n), ref, shards[n], query, part)
-            for n, part in first.items()
-            if part.slices > 1 and (only is None or n in only)
-        ]
-        return {task.key: task for task in tasks}
+_KNOWN = "dask_shardsql-known"
 
 
-class _Beginning(Expr):  # type: ignore[misc]
-    """What reads shards, and has an operand ``snapshots``."""
-
-    def lower_once(self, lowered: dict[str, Any]) -> Any:
-        """Begin a computation; `lowered` is Dask's own memory of one, so that all share a run."""
-        snapshots = self.operand("snapshots")
-        if snapshots is None or snapshots.operand("run") is not None:
-            return super().lower_once(lowered)
-        run = lowered.setdefault("dask_shardsql-run", uuid.uuid4().hex)
-        begun = self.substitute_parameters(
-            {"snapshots": snapshots.substitute_parameters({"run": run})}
-        )
-        return lowered.setdefault(self._name, begun.lower_once(lowered))
-
-
-class ReadShards(_Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[misc]
+class ReadShards(Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[misc]
     """Read one query from every shard.
 
     Operands: ``ref`` (a :class:`TopologyRef`, never the topology itself), ``shards`` (their
@@ -130,7 +75,7 @@ class ReadShards(_Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[m
         return f"read-sharded-sql-{self.deterministic_token}"
 
     @functools.cached_property
-    def _meta(self) -> pd.DataFrame:
+    def _meta(self) -> Any:
         answer = self.answer
         empty = answer.schema.empty_table()
         return to_pandas(empty, answer, self.operand("dtype_backend"))
@@ -189,8 +134,10 @@ class ReadShards(_Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[m
         """Whether a filter can move into the query, and projections are to wait for that."""
         if type(parent) is not Filter or not self._can_filter:
             return False
-        is_only = super()._filter_passthrough_available(parent, dependents)
-        return is_only and bool(split_conditions(parent.predicate, self)[0])
+        if not split_conditions(parent.predicate, self)[0]:
+            return False
+        is_only: bool = super()._filter_passthrough_available(parent, dependents)
+        return is_only or not _is_known(self, dependents)
 
     @property
     def _can_filter(self) -> bool:
@@ -198,21 +145,36 @@ class ReadShards(_Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[m
         return self._can_narrow and is_exact and self.operand("limit") is None
 
     def _simplify_up(self, parent: Any, dependents: Any) -> Any:
+        if not _is_known(self, dependents):  # Dask will look at all of it again
+            return None
         if type(parent) is Filter and parent.frame._name == self._name:
             if not self._filter_passthrough_available(parent, dependents):
                 return None
             pushed, rest = split_conditions(parent.predicate, self)
             narrowed = self.substitute_parameters({"where": (*self.operand("where"), *pushed)})
             return narrowed if rest is None else Filter(narrowed, rest.substitute(self, narrowed))
-        if type(parent) is Projection and self._can_narrow:
-            return self._project(parent, dependents)
-        if type(parent) is Head and self._can_narrow and self.operand("limit") is None:
-            narrowed = self.substitute_parameters({"limit": int(parent.n)})
-            return parent.substitute(self, narrowed) if parent.n >= 0 else None
+        if not self._can_narrow:
+            return None
+        if type(parent) in (Projection, Index, ReadIndex):
+            parent = ReadIndex(self) if type(parent) is Index else parent
+            narrowed = self._projected(parent, dependents)
+            return parent if narrowed is self else parent.substitute(self, narrowed)
+        if len(_parents(self, dependents)) > 1:  # which may be put beside this one, row by row
+            return None
+        if type(parent) is Head and parent.n >= 0 and self.operand("limit") is None:
+            return parent.substitute(self, self.substitute_parameters({"limit": int(parent.n)}))
+        if type(parent) is Len and self.operand("snapshots") is None:
+            return CountRows(self)
+        if type(parent) is Len and len(self.columns) > 1:  # of slices
+            narrowest = min(self.answer.columns, key=_width).name
+            return parent.substitute(self, self.substitute_parameters({"columns": [narrowest]}))
         return None
 
-    def _project(self, parent: Any, dependents: Any) -> Any:
-        """Read no more columns than are needed: at least one, for the number of rows."""
+    def _projected(self, parent: Any, dependents: Any) -> ReadShards:
+        """Return a read of no more columns than are needed: at least one, for the number of rows.
+
+        Whatever else is made of this read gets the same ones, so that it stays one read.
+        """
         wanted = determine_column_projection(self, parent, dependents)
         wanted = {wanted} if isinstance(wanted, str) else set(wanted)
         names = [column.name for column in self.answer.columns]
@@ -220,8 +182,9 @@ class ReadShards(_Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[m
             wanted.add(min(self.answer.columns, key=_width).name)
         columns = [name for name in self.columns if name in wanted]
         if columns == self.columns:
-            return None
-        return parent.substitute(self, self.substitute_parameters({"columns": columns}))
+            return self
+        narrowed: ReadShards = self.substitute_parameters({"columns": columns})
+        return narrowed
 
     def _simplify_down(self) -> ReadShards | None:
         """Hold no snapshot of a shard that is not read."""
@@ -265,7 +228,62 @@ class ReadShards(_Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[m
         return Task(name, sliced, *args, part, snapshot, _data_producer=True)
 
 
-class ReadWhole(_Beginning):
+class ReadIndex(Index):  # type: ignore[misc]
+    """The index of a read, which a filter may have to pass when only rows are counted."""
+
+    def _simplify_up(self, parent: Any, dependents: Any) -> Any:
+        read = self.frame
+        if not _is_known(self, dependents) or not _is_known(read, dependents):
+            return None
+        if type(parent) is Len and isinstance(read, ReadShards):
+            return Len(read)
+        if type(parent) is not Filter or parent.frame._name != self._name or not read._can_filter:
+            return None
+        inside = {one._name for one in parent.predicate.walk()}
+        around = {*inside, self._name, parent._name}
+        for one in (read, self, *parent.predicate.walk()):
+            if not {other._name for other in _parents(one, dependents)} <= around:
+                return None  # the rest is made of all rows
+        pushed, rest = split_conditions(parent.predicate, read)
+        if not pushed:
+            return None
+        narrowed = read.substitute_parameters({"where": (*read.operand("where"), *pushed)})
+        index = ReadIndex(narrowed)
+        return index if rest is None else Filter(index, rest.substitute(read, narrowed))
+
+
+class ReadCounts(ReadShards):
+    """How many rows each shard has of a read: what is counted there is not sent."""
+
+    @functools.cached_property
+    def _name(self) -> str:
+        return f"count-sharded-sql-{self.deterministic_token}"
+
+    @functools.cached_property
+    def _meta(self) -> Any:
+        return 0
+
+    def _simplify_up(self, parent: Any, dependents: Any) -> None:
+        return None
+
+    def _filtered_task(self, name: Any, index: int) -> Task:
+        number, _ = self._parts[index]
+        shard = self.operand("shards")[number]
+        return Task(name, count_shard, self.operand("ref"), shard, self.answer)
+
+
+class CountRows(Len):  # type: ignore[misc]
+    """How many rows a read has."""
+
+    def _simplify_down(self) -> None:
+        return None
+
+    def _lower(self) -> Any:
+        counts = ReadCounts(*self.frame.operands)
+        return TreeReduce(counts, type(self), self._meta, self.combine, self.aggregate, {}, {})
+
+
+class ReadWhole(Beginning):
     """What ``compute()`` of a :class:`ReadShards` gives: all partitions as one DataFrame.
 
     They meet as Arrow tables (see `whole.py`); dask would concatenate DataFrames on one worker.
@@ -284,7 +302,7 @@ class ReadWhole(_Beginning):
         return ReadShards(*self.operands)
 
     @functools.cached_property
-    def _meta(self) -> pd.DataFrame:
+    def _meta(self) -> Any:
         return self._read._meta
 
     def _divisions(self) -> tuple[None, ...]:
@@ -302,6 +320,23 @@ class ReadWhole(_Beginning):
         key = (self._name, 0)
         joined = Task(key, whole.join, parcels, self._read.answer)
         return {task.key: task for task in [*tasks, joined]}
+
+
+def _is_known(expr: Any, dependents: Any) -> bool:
+    """Whether Dask knows all that is made of an expression.
+
+    While it simplifies it adds what it comes across: of what is made meanwhile it has seen a part.
+    """
+    if (known := dependents.get(_KNOWN)) is None:  # nothing of ours was made until now
+        known = dependents[_KNOWN] = frozenset(dependents)
+    return expr._name in known
+
+
+def _parents(expr: Any, dependents: Any) -> list[Any]:
+    """Return the different expressions that are made of one."""
+    known = (ref() for ref in dependents.get(expr._name, ()))
+    found = {one._name: one for one in known if one is not None}
+    return list(found.values())
 
 
 def _width(column: Column) -> int:

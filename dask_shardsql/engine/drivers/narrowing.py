@@ -23,11 +23,14 @@ class Narrowing:
         Conditions that all rows meet.
     limit : int, optional
         How many rows at the most, whichever.
+    is_counted : bool, default False
+        Whether only the number of these rows is wanted, in a column ``count``.
     """
 
     columns: tuple[str, ...]
     where: tuple[Node, ...] = ()
     limit: int | None = None
+    is_counted: bool = False
 
 
 @runtime_checkable

@@ -213,6 +213,8 @@ class PostgreSQLDriver:
         before, behind = f"SELECT {columns} FROM (\n", "\n) AS dask_shardsql"
         behind += f" WHERE {where}" if where else ""
         behind += f" LIMIT {narrowing.limit}" if narrowing.limit is not None else ""
+        if narrowing.is_counted:
+            before, behind = f"SELECT count(*) AS count FROM ({before}", f"{behind}) AS counted"
         if query.params is not None:
             before, behind = before.replace("%", "%%"), behind.replace("%", "%%")
         return replace(query, sql=before + query.sql + behind)
