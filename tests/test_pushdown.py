@@ -289,6 +289,122 @@ def test_lengths_of_other_reads(ddf, topology):
     assert len(ddf.head(7, npartitions=-1, compute=False)) == 7
 
 
+def asked_by(monkeypatch):
+    """Record the queries that are read."""
+    asked = []
+    read = PostgreSQLDriver.read
+    monkeypatch.setattr(
+        PostgreSQLDriver,
+        "read",
+        lambda self, connection, query, *more: (
+            asked.append(query.sql) or read(self, connection, query, *more)
+        ),
+    )
+    return asked
+
+
+def outcome(make, ddf):
+    try:
+        return make(ddf).compute(scheduler="sync")
+    except (TypeError, ValueError, NotImplementedError, ArithmeticError) as error:
+        return type(error)
+
+
+REDUCED = {
+    "sum": ("small", "n", "big", "x", "y", "r", "price", "exact"),
+    "mean": ("small", "n", "big", "x", "y", "r", "price", "exact"),
+    "count": tuple(COLUMNS),
+    "min": ("small", "n", "big", "price", "exact", "word", "short", "day", "at", "seen"),
+    "max": ("small", "n", "big", "price", "exact", "word", "short", "day", "at", "seen"),
+}
+
+
+@pytest.mark.parametrize("rows", ["all", "some", "none", "no value", "partitions"])
+@pytest.mark.parametrize("function", REDUCED)
+def test_reductions(function, rows, ddf, monkeypatch):
+    asked = asked_by(monkeypatch)
+    for name in COLUMNS:
+        chosen = {
+            "all": lambda d: d,
+            "some": lambda d: d[d.ok & (d.n >= 0)],
+            "none": lambda d: d[d.n == 77],
+            "no value": lambda d, name=name: d[d[name].isna()],
+            "partitions": lambda d: d.partitions[[1, 3]],
+        }[rows]
+
+        def make(d, name=name, chosen=chosen):
+            return getattr(chosen(d)[name], function)()
+
+        asked.clear()
+        on = outcome(make, ddf)
+        words = ("sum(", "count(") if function == "mean" else (f"{function}(",)
+        is_pushed = bool(asked) and all(word in sql for word in words for sql in asked)
+        with dask.config.set({"shardsql.pushdown": False}):
+            off = outcome(make, ddf)
+        assert type(on) is type(off), (name, on, off)
+        if isinstance(off, float):
+            assert on == pytest.approx(off, rel=1e-12, nan_ok=True), name
+        else:
+            assert (on is off) or (on == off), (name, on, off)
+        if isinstance(off, Decimal) and off.is_finite():
+            assert on.as_tuple() == off.as_tuple()
+        if rows in ("all", "some") and not isinstance(off, type):
+            assert is_pushed == (name in REDUCED[function]), name
+
+
+def test_reductions_that_are_left_to_pandas(ddf, monkeypatch):
+    asked = asked_by(monkeypatch)
+    for make in (
+        lambda d: d.x.sum(skipna=False),
+        lambda d: d.x.max(),  # where NaN is not what it is to PostgreSQL
+        lambda d: d.n.sum() + d.word.str.len().max(),
+        lambda d: (d.n + 1).sum(),
+    ):
+        asked.clear()
+        on = outcome(make, ddf)
+        assert len(asked) == 4  # one read, not a read and a query for each reduction
+        assert not any("sum(" in sql or "max(" in sql for sql in asked)
+        with dask.config.set({"shardsql.pushdown": False}):
+            off = outcome(make, ddf)
+        assert on is off or on == pytest.approx(off, nan_ok=True)
+
+
+def test_several_reductions_are_one_query(ddf, monkeypatch):
+    asked = asked_by(monkeypatch)
+
+    def make(d):
+        return d.n.max() - d.n.min() + d.small.sum() + d.price.count()
+
+    found = make(ddf).compute()
+    assert len(asked) == 4
+    with dask.config.set({"shardsql.pushdown": False}):
+        assert found == make(ddf).compute()
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([2**63 - 1, 1, 5], "int8"),
+        ([-(2**63), -1], "int8"),
+        ([2**31 - 1] * 5, "int4"),
+        ([1e308, 1e308], "float8"),
+        ([3e38, 3e38, -1.0], "float4"),
+        ([INF, -INF], "float8"),
+        (["9" * 31 + ".999999"] * 3, "numeric(37,6)"),
+    ],
+)
+def test_sums_beyond_their_type(values, kind, topology, loaded, table_name):
+    """What Arrow gives there is what is given: it wraps around, or has infinity."""
+    loaded.execute(f"CREATE TABLE {table_name} (id int8, v {kind})")
+    loaded.load(table_name, list(enumerate(values)), shard_of=lambda row: 0)
+    ddf = dss.read_sharded_sql(f"TABLE {table_name}", topology)
+    on = outcome(lambda d: d.v.sum(), ddf)
+    with dask.config.set({"shardsql.pushdown": False}):
+        off = outcome(lambda d: d.v.sum(), ddf)
+    assert type(on) is type(off)
+    assert on == pytest.approx(off, nan_ok=True) if isinstance(off, float) else on == off
+
+
 def test_what_is_put_beside_each_other_is_one_read(ddf):
     """Rows are found by their place, which may be another one in a second read."""
     for make in (

@@ -17,6 +17,7 @@ from dask.dataframe.dask_expr._expr import (
     NE,
     And,
     Between,
+    Blockwise,
     Expr,
     Filter,
     Head,
@@ -32,7 +33,17 @@ from dask.dataframe.dask_expr._expr import (
 )
 from dask.dataframe.dask_expr._expr import _DelayedExpr as DelayedExpr
 from dask.dataframe.dask_expr._groupby import Mean as GroupByMean
-from dask.dataframe.dask_expr._reductions import Len, MeanAggregate, Prod, Sum, TreeReduce
+from dask.dataframe.dask_expr._reductions import (
+    Chunk,
+    Count,
+    Len,
+    Max,
+    MeanAggregate,
+    Min,
+    Prod,
+    Sum,
+    TreeReduce,
+)
 from dask.dataframe.dask_expr.io.io import BlockwiseIO
 from dask.dataframe.extensions import make_scalar
 from dask.tokenize import normalize_token
@@ -46,7 +57,10 @@ __all__ = [
     "NE",
     "And",
     "Between",
+    "Blockwise",
     "BlockwiseIO",
+    "Chunk",
+    "Count",
     "DelayedExpr",
     "Expr",
     "Filter",
@@ -58,7 +72,9 @@ __all__ = [
     "Isin",
     "Len",
     "List",
+    "Max",
     "MeanAggregate",
+    "Min",
     "NotNull",
     "Or",
     "PartitionsFiltered",

@@ -37,7 +37,7 @@ from dask_shardsql.frame.to_pandas import to_pandas
 from dask_shardsql.run import share_topology
 from dask_shardsql.sql.types import Column
 
-__all__ = ["ReadShards", "Snapshots"]
+__all__ = ["ReadShards", "Snapshots", "is_known", "parents_of"]
 
 install()
 
@@ -137,7 +137,12 @@ class ReadShards(Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[mi
         if not split_conditions(parent.predicate, self)[0]:
             return False
         is_only: bool = super()._filter_passthrough_available(parent, dependents)
-        return is_only or not _is_known(self, dependents)
+        return is_only or not is_known(self, dependents)
+
+    @property
+    def _filtered_slices(self) -> bool:
+        """Whether shards are split, so that a partition is not all of a shard."""
+        return self.operand("snapshots") is not None
 
     @property
     def _can_filter(self) -> bool:
@@ -145,7 +150,7 @@ class ReadShards(Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[mi
         return self._can_narrow and is_exact and self.operand("limit") is None
 
     def _simplify_up(self, parent: Any, dependents: Any) -> Any:
-        if not _is_known(self, dependents):  # Dask will look at all of it again
+        if not is_known(self, dependents):  # Dask will look at all of it again
             return None
         if type(parent) is Filter and parent.frame._name == self._name:
             if not self._filter_passthrough_available(parent, dependents):
@@ -155,11 +160,16 @@ class ReadShards(Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[mi
             return narrowed if rest is None else Filter(narrowed, rest.substitute(self, narrowed))
         if not self._can_narrow:
             return None
+        if type(parent) is Projection and self._can_filter and not self._filtered_slices:
+            from dask_shardsql.frame.partials import ReadColumn, chunks_of
+
+            if (parts := chunks_of(self, dependents)) is not None:
+                return ReadColumn(*parent.operands, parts)
         if type(parent) in (Projection, Index, ReadIndex):
             parent = ReadIndex(self) if type(parent) is Index else parent
             narrowed = self._projected(parent, dependents)
             return parent if narrowed is self else parent.substitute(self, narrowed)
-        if len(_parents(self, dependents)) > 1:  # which may be put beside this one, row by row
+        if len(parents_of(self, dependents)) > 1:  # which may be put beside this one, row by row
             return None
         if type(parent) is Head and parent.n >= 0 and self.operand("limit") is None:
             return parent.substitute(self, self.substitute_parameters({"limit": int(parent.n)}))
@@ -233,7 +243,7 @@ class ReadIndex(Index):  # type: ignore[misc]
 
     def _simplify_up(self, parent: Any, dependents: Any) -> Any:
         read = self.frame
-        if not _is_known(self, dependents) or not _is_known(read, dependents):
+        if not is_known(self, dependents) or not is_known(read, dependents):
             return None
         if type(parent) is Len and isinstance(read, ReadShards):
             return Len(read)
@@ -242,7 +252,7 @@ class ReadIndex(Index):  # type: ignore[misc]
         inside = {one._name for one in parent.predicate.walk()}
         around = {*inside, self._name, parent._name}
         for one in (read, self, *parent.predicate.walk()):
-            if not {other._name for other in _parents(one, dependents)} <= around:
+            if not {other._name for other in parents_of(one, dependents)} <= around:
                 return None  # the rest is made of all rows
         pushed, rest = split_conditions(parent.predicate, read)
         if not pushed:
@@ -322,7 +332,7 @@ class ReadWhole(Beginning):
         return {task.key: task for task in [*tasks, joined]}
 
 
-def _is_known(expr: Any, dependents: Any) -> bool:
+def is_known(expr: Any, dependents: Any) -> bool:
     """Whether Dask knows all that is made of an expression.
 
     While it simplifies it adds what it comes across: of what is made meanwhile it has seen a part.
@@ -332,7 +342,7 @@ def _is_known(expr: Any, dependents: Any) -> bool:
     return expr._name in known
 
 
-def _parents(expr: Any, dependents: Any) -> list[Any]:
+def parents_of(expr: Any, dependents: Any) -> list[Any]:
     """Return the different expressions that are made of one."""
     known = (ref() for ref in dependents.get(expr._name, ()))
     found = {one._name: one for one in known if one is not None}

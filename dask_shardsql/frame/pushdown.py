@@ -21,7 +21,7 @@ from dask_shardsql.sql import predicates
 from dask_shardsql.sql.predicates import Compare, Field, IsIn, IsNull, Node, Not
 from dask_shardsql.sql.types import Column
 
-__all__ = ["can_push", "split_conditions"]
+__all__ = ["can_push", "field_of", "split_conditions"]
 
 _OPERATORS = {
     dask_.EQ: "=",
@@ -73,6 +73,14 @@ def split_conditions(condition: Any, read: Any) -> tuple[tuple[Node, ...], Any]:
     return tuple(pushed), rest
 
 
+def field_of(expr: Any, read: Any) -> Field | None:
+    """Return the column of a read that an expression is, if SQL knows its kind of values."""
+    try:
+        return _Translator(read).field(expr)
+    except _UnknownError:
+        return None
+
+
 def _conjuncts(condition: Any) -> Iterator[Any]:
     if isinstance(condition, dask_.And):
         yield from _conjuncts(condition.left)
@@ -104,21 +112,21 @@ class _Translator:
         if kind is dask_.Invert:
             return Not(self.condition(expr.frame))
         if kind is dask_.IsNa:
-            return IsNull(self._field(expr.frame))
+            return IsNull(self.field(expr.frame))
         if kind is dask_.NotNull:
-            return Not(IsNull(self._field(expr.frame)))
+            return Not(IsNull(self.field(expr.frame)))
         if kind is dask_.Isin:
             return self._is_in(expr)
         if kind is dask_.Between:
             edges = _EDGES.get(expr.inclusive)
             if edges is None:
                 raise _UnknownError
-            field = self._field(expr.frame)
+            field = self.field(expr.frame)
             ends = zip(edges, (expr.left, expr.right), strict=True)
             return predicates.All(tuple(self._compare(op, field, end) for op, end in ends))
         if kind in _OPERATORS:
             return self._comparison(_OPERATORS[kind], expr.left, expr.right)
-        field = self._field(expr)
+        field = self.field(expr)
         if field.kind != "boolean":
             raise _UnknownError
         return field
@@ -126,10 +134,10 @@ class _Translator:
     def _comparison(self, operator: str, left: Any, right: Any) -> Node:
         if not isinstance(left, dask_.Expr):
             left, right, operator = right, left, _TURNED[operator]
-        field = self._field(left)
+        field = self.field(left)
         if not isinstance(right, dask_.Expr):
             return self._compare(operator, field, right)
-        other = self._field(right)
+        other = self.field(right)
         same = self._columns[field.name].arrow_type == self._columns[other.name].arrow_type
         if not same or field.kind in ("boolean", "char"):
             raise _UnknownError
@@ -143,7 +151,7 @@ class _Translator:
         return Compare(operator, field, _value(value, self._columns[field.name], field.kind))
 
     def _is_in(self, expr: Any) -> Node:
-        field, values = self._field(expr.frame), expr.operand("values")
+        field, values = self.field(expr.frame), expr.operand("values")
         if field.kind == "float":  # Arrow looks for bits there: 0.0 is not -0.0
             raise _UnknownError
         if isinstance(values, dask_.DelayedExpr):
@@ -156,9 +164,9 @@ class _Translator:
         column = self._columns[field.name]
         return IsIn(field, tuple(_value(value, column, field.kind) for value in found))
 
-    def _field(self, expr: Any) -> Field:
+    def field(self, expr: Any) -> Field:
         """Return the column that an expression is of the read itself."""
-        if type(expr) is not dask_.Projection or expr.frame._name != self._read._name:
+        if not isinstance(expr, dask_.Projection) or expr.frame._name != self._read._name:
             raise _UnknownError
         column = self._columns.get(expr.operand("columns")) if _is_name(expr) else None
         if column is None:

@@ -8,7 +8,29 @@ from typing import Protocol, runtime_checkable
 from dask_shardsql.engine.drivers.base import Driver, Query
 from dask_shardsql.sql.predicates import Node
 
-__all__ = ["Narrowing", "NarrowingDriver"]
+__all__ = ["Aggregate", "Narrowing", "NarrowingDriver"]
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """One value made of a column.
+
+    Parameters
+    ----------
+    function : {"sum", "count", "min", "max"}
+        How; texts are ordered by their code points.
+    column : str
+        The column's name.
+    name : str
+        The value's own.
+    type_name : str
+        Its type.
+    """
+
+    function: str
+    column: str
+    name: str
+    type_name: str
 
 
 @dataclass(frozen=True)
@@ -25,12 +47,15 @@ class Narrowing:
         How many rows at the most, whichever.
     is_counted : bool, default False
         Whether only the number of these rows is wanted, in a column ``count``.
+    aggregates : tuple of Aggregate
+        What is wanted of these rows, instead of them.
     """
 
     columns: tuple[str, ...]
     where: tuple[Node, ...] = ()
     limit: int | None = None
     is_counted: bool = False
+    aggregates: tuple[Aggregate, ...] = ()
 
 
 @runtime_checkable

@@ -18,7 +18,7 @@ from dask_shardsql.config import Settings
 from dask_shardsql.engine.drivers import postgresql_copy, postgresql_slices
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
 from dask_shardsql.engine.drivers.gathering import Extract, Split
-from dask_shardsql.engine.drivers.narrowing import Narrowing
+from dask_shardsql.engine.drivers.narrowing import Aggregate, Narrowing
 from dask_shardsql.engine.drivers.postgresql_catalog import NO_JIT, compare_tables
 from dask_shardsql.engine.drivers.postgresql_copy import end_transaction, in_own_text, runner
 from dask_shardsql.engine.drivers.postgresql_gather import PostgreSQLGathering
@@ -208,7 +208,10 @@ class PostgreSQLDriver:
         def column(name: str) -> str:
             return f"dask_shardsql.{double_quoted(name)}"
 
-        columns = ", ".join(map(column, narrowing.columns))
+        columns = ", ".join(
+            [_aggregated(one, column) for one in narrowing.aggregates]
+            or map(column, narrowing.columns)
+        )
         where = " AND ".join(postgresql(node, column) for node in narrowing.where)
         before, behind = f"SELECT {columns} FROM (\n", "\n) AS dask_shardsql"
         behind += f" WHERE {where}" if where else ""
@@ -260,6 +263,16 @@ class PostgreSQLDriver:
             finally:
                 end_transaction(connection, "ROLLBACK")
         return False
+
+
+def _aggregated(one: Aggregate, column: Callable[[str], str]) -> str:
+    """Return what makes a value of a column."""
+    value = column(one.column)
+    if one.function == "sum" and one.type_name == "float8":
+        value += "::float8"
+    if one.function in ("min", "max") and one.type_name == "text":
+        value += ' COLLATE "C"'
+    return f"{one.function}({value})::{one.type_name} AS {double_quoted(one.name)}"
 
 
 def _refused(error: ServerError, sql: str | None) -> ShardSQLError:
