@@ -18,7 +18,7 @@ from distributed import Client, get_worker
 from packaging.requirements import Requirement
 
 import dask_shardsql as dss
-from dask_shardsql.frame import _dask, decimals, pushdown
+from dask_shardsql.frame import _dask, decimals, partials, pushdown
 from dask_shardsql.frame.expr import ReadShards, ReadWhole
 
 
@@ -30,9 +30,8 @@ def test_the_installed_dask_is_within_the_pin():
 
 
 def test_every_name_behind_the_door_exists_and_is_used():
-    sources = [
-        inspect.getsource(inspect.getmodule(thing)) for thing in (ReadShards, decimals, pushdown)
-    ]
+    modules = (inspect.getmodule(ReadShards), decimals, partials, pushdown)
+    sources = [inspect.getsource(module) for module in modules]
     sources.append(inspect.getsource(inspect.getmodule(dss.read_sharded_sql)))
     for name in _dask.__all__:
         assert hasattr(_dask, name)
@@ -65,6 +64,29 @@ def test_what_pushdown_assumes_of_conditions():
     assert (type(head), head.n, head._parameters) == (_dask.Head, 2, ["frame", "n", "npartitions"])
     projection = ddf.a.expr
     assert (type(projection), projection.operand("columns")) == (_dask.Projection, "a")
+
+
+def test_what_partials_assume_of_reductions():
+    ddf = dd.from_pandas(pd.DataFrame({"a": [1, 2, 3]}), npartitions=2)
+    kinds = {"sum": _dask.Sum, "count": _dask.Count, "min": _dask.Min, "max": _dask.Max}
+    for name, kind in kinds.items():
+        tree = getattr(ddf.a, name)().optimize(fuse=False).expr
+        assert type(tree) is _dask.TreeReduce
+        chunk = tree.frame
+        assert type(chunk) is _dask.Chunk
+        assert chunk.kind is kind
+        assert isinstance(chunk.frame, _dask.Projection) or chunk.frame.ndim == 1
+        values = pd.Series([3, 1, 2])
+        assert chunk.chunk(values, **chunk.chunk_kwargs) == getattr(values, name)()
+    length = _dask.Len(ddf.expr)
+    assert length.combine([length.chunk(pd.DataFrame({"a": [1, 2]})), 3]) == 5
+    assert length.aggregate([2, 3]) == 5
+
+
+def test_dask_adds_what_it_meets_to_its_dependents():
+    """So that what is made while it simplifies is known in part only (see `is_known`)."""
+    source = inspect.getsource(_dask.Expr.simplify_once)
+    assert "dependents[operand._name].append" in source
 
 
 def test_partition_filtering_calls_filtered_task():
