@@ -258,7 +258,9 @@ def _one_of(errors: dict[str, ShardSQLError], shards: int) -> ShardSQLError:
     shard, error = next(iter(errors.items()))
     others = [name for name in errors if name != shard]
     if shards == 1 or not isinstance(error, QueryError):
-        if others and not isinstance(error, QueryError):
+        if others and len({one.message for one in errors.values()}) == 1:
+            error.message = f"{error}; {len(errors)} of {shards} shards say so"
+        elif others and not isinstance(error, QueryError):
             rest = "; ".join(str(errors[name]) for name in others[:8])
             error.message = f"{error}; and {len(others)} more of {shards} shards failed: {rest}"
         return error

@@ -45,6 +45,8 @@ SYNONYMS = {"variance": "var_samp", "stddev": "stddev_samp"}
 """Functions of two names, of which a parser may keep the other one."""
 _SYNONYM = re.compile(r"\b(variance|stddev)(?=\()")
 
+_LONGEST = 1 << 18
+
 Query = exp.Select | exp.SetOperation
 
 
@@ -68,8 +70,10 @@ def parse(sql: str) -> Any:
     Raises
     ------
     NotSplitError
-        It is not understood.
+        It is not understood, or so long that this would take longer than what it is for.
     """
+    if len(sql) > _LONGEST:
+        raise NotSplitError("too-long")
     try:
         found = sqlglot.parse_one(sql, dialect="postgres")
     except (SqlglotError, RecursionError):
