@@ -32,16 +32,16 @@ from dask_shardsql.frame._dask import (
 )
 from dask_shardsql.frame.beginning import Beginning, Snapshots
 from dask_shardsql.frame.decimals import install
+from dask_shardsql.frame.dependents import is_known, parents_of
+from dask_shardsql.frame.partials import ReadColumn, chunks_of, partials_of
 from dask_shardsql.frame.pushdown import can_push, split_conditions
 from dask_shardsql.frame.to_pandas import to_pandas
 from dask_shardsql.run import share_topology
 from dask_shardsql.sql.types import Column
 
-__all__ = ["ReadShards", "Snapshots", "is_known", "parents_of"]
+__all__ = ["ReadShards", "Snapshots"]
 
 install()
-
-_KNOWN = "dask_shardsql-known"
 
 
 class ReadShards(Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[misc]
@@ -107,6 +107,10 @@ class ReadShards(Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[mi
             narrowing=Narrowing(tuple(column.name for column in described), where, limit),
         )
 
+    def partials(self, parts: Any) -> ReadPartials:
+        """Return the parts of chunks of this read, instead of its rows."""
+        return ReadPartials(*self.operands, parts)
+
     @property
     def _can_narrow(self) -> bool:
         """Whether less can be read than all: else what Dask holds of it, or a final query, is."""
@@ -139,10 +143,9 @@ class ReadShards(Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[mi
         is_only: bool = super()._filter_passthrough_available(parent, dependents)
         return is_only or not is_known(self, dependents)
 
-    @property
-    def _filtered_slices(self) -> bool:
-        """Whether shards are split, so that a partition is not all of a shard."""
-        return self.operand("snapshots") is not None
+    def _chunks(self, dependents: Any) -> Any:
+        """Return the chunks that are all that is made of this read, if shards are not split."""
+        return chunks_of(self, dependents) if self.operand("snapshots") is None else None
 
     @property
     def _can_filter(self) -> bool:
@@ -160,11 +163,9 @@ class ReadShards(Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[mi
             return narrowed if rest is None else Filter(narrowed, rest.substitute(self, narrowed))
         if not self._can_narrow:
             return None
-        if type(parent) is Projection and self._can_filter and not self._filtered_slices:
-            from dask_shardsql.frame.partials import ReadColumn, chunks_of
-
-            if (parts := chunks_of(self, dependents)) is not None:
-                return ReadColumn(*parent.operands, parts)
+        can_part = type(parent) is Projection and self._can_filter
+        if can_part and (parts := self._chunks(dependents)) is not None:
+            return ReadColumn(*parent.operands, parts)
         if type(parent) in (Projection, Index, ReadIndex):
             parent = ReadIndex(self) if type(parent) is Index else parent
             narrowed = self._projected(parent, dependents)
@@ -282,6 +283,31 @@ class ReadCounts(ReadShards):
         return Task(name, count_shard, self.operand("ref"), shard, self.answer)
 
 
+class ReadPartials(ReadShards):
+    """The parts of all chunks of a read; operands are those of the read, and ``parts``."""
+
+    _parameters: ClassVar = [*ReadShards._parameters, "parts"]
+
+    @functools.cached_property
+    def _name(self) -> str:
+        return f"partials-sharded-sql-{self.deterministic_token}"
+
+    @functools.cached_property
+    def _meta(self) -> Any:
+        columns = {column.name: column.arrow_type for column in self.answer.columns}
+        return tuple(part.value(None, columns[part.column]) for part in self.operand("parts"))
+
+    def _simplify_up(self, parent: Any, dependents: Any) -> None:
+        return None
+
+    def _filtered_task(self, name: Any, index: int) -> Task:
+        number, _ = self._parts[index]
+        shard = self.operand("shards")[number]
+        return Task(
+            name, partials_of, self.operand("ref"), shard, self.answer, self.operand("parts")
+        )
+
+
 class CountRows(Len):  # type: ignore[misc]
     """How many rows a read has."""
 
@@ -330,23 +356,6 @@ class ReadWhole(Beginning):
         key = (self._name, 0)
         joined = Task(key, whole.join, parcels, self._read.answer)
         return {task.key: task for task in [*tasks, joined]}
-
-
-def is_known(expr: Any, dependents: Any) -> bool:
-    """Whether Dask knows all that is made of an expression.
-
-    While it simplifies it adds what it comes across: of what is made meanwhile it has seen a part.
-    """
-    if (known := dependents.get(_KNOWN)) is None:  # nothing of ours was made until now
-        known = dependents[_KNOWN] = frozenset(dependents)
-    return expr._name in known
-
-
-def parents_of(expr: Any, dependents: Any) -> list[Any]:
-    """Return the different expressions that are made of one."""
-    known = (ref() for ref in dependents.get(expr._name, ()))
-    found = {one._name: one for one in known if one is not None}
-    return list(found.values())
 
 
 def _width(column: Column) -> int:

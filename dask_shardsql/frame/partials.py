@@ -8,7 +8,6 @@ rows are read, and all are computed of these.
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,14 +28,13 @@ from dask_shardsql.frame._dask import (
     Min,
     Projection,
     Sum,
-    Task,
 )
-from dask_shardsql.frame.expr import ReadShards, is_known, parents_of
+from dask_shardsql.frame.dependents import is_known, parents_of
 from dask_shardsql.frame.pushdown import field_of
 from dask_shardsql.frame.to_pandas import to_pandas
 from dask_shardsql.sql.types import Column, arrow_type_of
 
-__all__ = ["ReadColumn", "chunks_of"]
+__all__ = ["ReadColumn", "chunks_of", "partials_of"]
 
 _FUNCTIONS = {Sum: "sum", Count: "count", Min: "min", Max: "max"}
 _OUT_OF_RANGE = "22003"
@@ -85,7 +83,7 @@ class Part:
         return getattr(one, self.function)(**dict(self.keywords))
 
 
-def chunks_of(read: ReadShards, dependents: Any) -> tuple[Part, ...] | None:
+def chunks_of(read: Any, dependents: Any) -> tuple[Part, ...] | None:
     """Return all chunks that are made of a read, if they are all there is, and SQL knows them."""
     parts: set[Part] = set()
     names: set[str] = set()
@@ -106,7 +104,7 @@ def chunks_of(read: ReadShards, dependents: Any) -> tuple[Part, ...] | None:
     return tuple(in_order) or None
 
 
-def _part(chunk: Any, projection: Any, read: ReadShards) -> Part | None:
+def _part(chunk: Any, projection: Any, read: Any) -> Part | None:
     function = _FUNCTIONS.get(chunk.kind) if type(chunk) is Chunk else None
     field = field_of(projection, read)
     keywords = dict(chunk.chunk_kwargs or {}) if function is not None else {}
@@ -147,33 +145,7 @@ class ReadColumn(Projection):  # type: ignore[misc]
         part = _part(parent, self, self.frame)
         if part is None or part not in parts:
             return None
-        partials = ReadPartials(*self.frame.operands, parts)
-        return TakePartial(partials, parts.index(part))
-
-
-class ReadPartials(ReadShards):
-    """The parts of all chunks of a read; operands are those of the read, and ``parts``."""
-
-    _parameters: ClassVar = [*ReadShards._parameters, "parts"]
-
-    @functools.cached_property
-    def _name(self) -> str:
-        return f"partials-sharded-sql-{self.deterministic_token}"
-
-    @functools.cached_property
-    def _meta(self) -> Any:
-        columns = {column.name: column.arrow_type for column in self.answer.columns}
-        return tuple(part.value(None, columns[part.column]) for part in self.operand("parts"))
-
-    def _simplify_up(self, parent: Any, dependents: Any) -> None:
-        return None
-
-    def _filtered_task(self, name: Any, index: int) -> Task:
-        number, _ = self._parts[index]
-        shard = self.operand("shards")[number]
-        return Task(
-            name, partials_of, self.operand("ref"), shard, self.answer, self.operand("parts")
-        )
+        return TakePartial(self.frame.partials(parts), parts.index(part))
 
 
 class TakePartial(Blockwise):  # type: ignore[misc]
