@@ -369,6 +369,16 @@ def test_reductions_that_are_left_to_pandas(ddf, monkeypatch):
         assert on is off or on == pytest.approx(off, nan_ok=True)
 
 
+def test_reductions_of_one_shard(loaded):
+    topology = dss.Topology.from_dsns({"s1": loaded.dsns["s1"]}, sharded={"pd_rows": "id"})
+    one = dss.read_sharded_sql("SELECT * FROM pd_rows", topology)
+    for function in REDUCED:
+        on = outcome(lambda d, function=function: getattr(d.price, function)(), one)
+        with dask.config.set({"shardsql.pushdown": False}):
+            assert on == outcome(lambda d, function=function: getattr(d.price, function)(), one)
+    assert len(one) == len(ROWS) // 3
+
+
 def test_several_reductions_are_one_query(ddf, monkeypatch):
     asked = asked_by(monkeypatch)
 

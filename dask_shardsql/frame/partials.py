@@ -70,7 +70,7 @@ class Part:
     def value(self, found: Any, of_type: pa.DataType) -> Any:
         """Return what pandas would have computed of the rows."""
         if self.function == "count":
-            return pd.Series([1]).count() * 0 + found
+            return pd.Series([1]).count() * 0 + (found or 0)
         if pa.types.is_integer(of_type) and self.function == "sum" and found is not None:
             found = (int(found) + (1 << _BITS - 1)) % (1 << _BITS) - (1 << _BITS - 1)
             of_type = pa.int64()
