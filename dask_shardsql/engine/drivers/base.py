@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, Protocol, runtime_checkable
@@ -163,6 +164,21 @@ class StagedDriver(Driver, Protocol):
         """
 
 
+def _undisturbed(load: Callable[[], Any]) -> Any:
+    """Return what is loaded by a thread of its own.
+
+    Ctrl-C in the middle of an import leaves modules half made, which fail from then on. It stops
+    the thread that waits; the import comes to its end.
+    """
+    with ThreadPoolExecutor(1, "dask_shardsql-load") as threads:
+        found = threads.submit(load)
+        try:
+            return found.result()
+        except KeyboardInterrupt:
+            threads.shutdown(wait=False)
+            raise
+
+
 @functools.cache
 def driver_named(name: str) -> Driver:
     """Return the driver of that name.
@@ -184,7 +200,7 @@ def driver_named(name: str) -> Driver:
             f"{', '.join(sorted(found)) or 'none'}"
         )
     try:
-        driver: Driver = found[name].load()()
+        driver: Driver = _undisturbed(found[name].load)()
     except ImportError as error:
         raise ConfigurationError(
             f"driver {name!r} cannot be loaded here: {error}. Install what it needs in every "
