@@ -214,7 +214,9 @@ def is_aggregate(node: exp.Expr, aggregates: Iterable[str]) -> bool:
     """Whether it is a call of one of the aggregates, with its FILTER or WITHIN GROUP."""
     while isinstance(node, exp.Filter | exp.WithinGroup):
         node = node.this
-    return isinstance(node, exp.Func) and function_name(node) in aggregates
+    # to the parser a cast is a function, and so is every value of a long list
+    is_call = isinstance(node, exp.Func) and not isinstance(node, exp.Cast)
+    return is_call and function_name(node) in aggregates
 
 
 def output_names(query: Any) -> list[str]:
