@@ -10,6 +10,7 @@ import time
 import dask
 import psycopg2
 import pytest
+from one_database import check
 
 import dask_shardsql as dss
 from dask_shardsql.engine import pools, sending
@@ -61,21 +62,6 @@ def topology_of(servers, *, options="", sharded=KEYS):
 @pytest.fixture
 def topology(loaded):
     return topology_of(loaded)
-
-
-def rows_of(sql, table):
-    rows = [repr(row) for row in table.to_pylist()]
-    return rows if "ORDER BY" in sql.rpartition(")")[2] else sorted(rows)
-
-
-def check(sql, topology, reference):
-    expected = dss.collect(sql, reference)
-    try:
-        found = dss.collect(sql, topology, merge="global")
-    except (dss.MergeRefusedError, dss.SchemaMismatchError):
-        return
-    assert found.schema.equals(expected.schema)
-    assert rows_of(sql, found) == rows_of(sql, expected)
 
 
 @pytest.mark.parametrize(

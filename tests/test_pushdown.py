@@ -238,6 +238,20 @@ def test_what_reaches_the_servers(ddf, topology, monkeypatch):
     assert [one.rpartition(" ")[2] for one in asked] == ["2"]
 
 
+def asked_by(monkeypatch):
+    """Record the queries that are read."""
+    asked = []
+    read = PostgreSQLDriver.read
+    monkeypatch.setattr(
+        PostgreSQLDriver,
+        "read",
+        lambda self, connection, query, *more: (
+            asked.append(query.sql) or read(self, connection, query, *more)
+        ),
+    )
+    return asked
+
+
 LENGTHS = {
     "all": (lambda d: d, 1),
     "a column": (lambda d: d.word, 1),
@@ -257,15 +271,7 @@ def test_rows_are_counted_where_they_are(length, ddf, monkeypatch):
     make, is_counted = LENGTHS[length]
     with dask.config.set({"shardsql.pushdown": False}):
         expected = len(make(ddf))
-    asked = []
-    read = PostgreSQLDriver.read
-    monkeypatch.setattr(
-        PostgreSQLDriver,
-        "read",
-        lambda self, connection, query, *more: (
-            asked.append(query.sql) or read(self, connection, query, *more)
-        ),
-    )
+    asked = asked_by(monkeypatch)
     with dask.config.set(scheduler="sync"):
         assert len(make(ddf)) == expected
         assert make(ddf).shape[0].compute() == expected
@@ -287,20 +293,6 @@ def test_lengths_of_other_reads(ddf, topology):
     nothing = dss.read_sharded_sql("SELECT id FROM pd_rows WHERE id < %s", topology, params=(0,))
     assert len(nothing) == 0
     assert len(ddf.head(7, npartitions=-1, compute=False)) == 7
-
-
-def asked_by(monkeypatch):
-    """Record the queries that are read."""
-    asked = []
-    read = PostgreSQLDriver.read
-    monkeypatch.setattr(
-        PostgreSQLDriver,
-        "read",
-        lambda self, connection, query, *more: (
-            asked.append(query.sql) or read(self, connection, query, *more)
-        ),
-    )
-    return asked
 
 
 def outcome(make, ddf):

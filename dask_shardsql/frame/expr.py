@@ -177,9 +177,14 @@ class ReadShards(Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[mi
         if type(parent) is Len and self.operand("snapshots") is None:
             return CountRows(self)
         if type(parent) is Len and len(self.columns) > 1:  # of slices
-            narrowest = min(self.answer.columns, key=_width).name
-            return parent.substitute(self, self.substitute_parameters({"columns": [narrowest]}))
+            narrowed = self.substitute_parameters({"columns": [self._narrowest]})
+            return parent.substitute(self, narrowed)
         return None
+
+    @property
+    def _narrowest(self) -> str:
+        """Name of the column that is read for the number of rows."""
+        return min(self.answer.columns, key=_width).name
 
     def _projected(self, parent: Any, dependents: Any) -> ReadShards:
         """Return a read of no more columns than are needed: at least one, for the number of rows.
@@ -190,7 +195,7 @@ class ReadShards(Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[mi
         wanted = {wanted} if isinstance(wanted, str) else set(wanted)
         names = [column.name for column in self.answer.columns]
         if not wanted & set(names):
-            wanted.add(min(self.answer.columns, key=_width).name)
+            wanted.add(self._narrowest)
         columns = [name for name in self.columns if name in wanted]
         if columns == self.columns:
             return self
@@ -278,9 +283,7 @@ class ReadCounts(ReadShards):
         return None
 
     def _filtered_task(self, name: Any, index: int) -> Task:
-        number, _ = self._parts[index]
-        shard = self.operand("shards")[number]
-        return Task(name, count_shard, self.operand("ref"), shard, self.answer)
+        return self.task_of(name, index, count_shard, None)  # shards are not split
 
 
 class ReadPartials(ReadShards):
@@ -301,11 +304,7 @@ class ReadPartials(ReadShards):
         return None
 
     def _filtered_task(self, name: Any, index: int) -> Task:
-        number, _ = self._parts[index]
-        shard = self.operand("shards")[number]
-        return Task(
-            name, partials_of, self.operand("ref"), shard, self.answer, self.operand("parts")
-        )
+        return self.task_of(name, index, partials_of, None, self.operand("parts"))
 
 
 class CountRows(Len):  # type: ignore[misc]

@@ -38,7 +38,8 @@ __all__ = ["ReadColumn", "chunks_of", "partials_of"]
 
 _FUNCTIONS = {Sum: "sum", Count: "count", Min: "min", Max: "max"}
 _OUT_OF_RANGE = "22003"
-_BITS = 64
+_HALF = 1 << 63
+_ORDERED = ("integer", "decimal", "date", "timestamp")
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,11 @@ class Part:
     def value(self, found: Any, of_type: pa.DataType) -> Any:
         """Return what pandas would have computed of the rows."""
         if self.function == "count":
-            return pd.Series([1]).count() * 0 + (found or 0)
-        if pa.types.is_integer(of_type) and self.function == "sum" and found is not None:
-            found = (int(found) + (1 << _BITS - 1)) % (1 << _BITS) - (1 << _BITS - 1)
+            return type(pd.Series([1]).count())(found or 0)
+        if self.function == "sum" and pa.types.is_integer(of_type):
             of_type = pa.int64()
-        elif self.function == "sum" and pa.types.is_integer(of_type):
-            of_type = pa.int64()
+            if found is not None:  # Arrow's sum wraps around
+                found = (int(found) + _HALF) % (2 * _HALF) - _HALF
         elif self.function == "sum":
             of_type = self.described.arrow_type
         dtype: Any = pd.ArrowDtype(of_type)
@@ -86,20 +86,15 @@ class Part:
 def chunks_of(read: Any, dependents: Any) -> tuple[Part, ...] | None:
     """Return all chunks that are made of a read, if they are all there is, and SQL knows them."""
     parts: set[Part] = set()
-    names: set[str] = set()
     for projection in parents_of(read, dependents):
         if not is_known(projection, dependents):  # made of another one, just now
             continue
         if type(projection) not in (Projection, ReadColumn):
             return None
-        for chunk in parents_of(projection, dependents):
-            part = _part(chunk, projection, read)
-            if part is None:
-                return None
-            parts.add(part)
-            names.add(projection._name)
-        if projection._name not in names:
+        found = [_part(chunk, projection, read) for chunk in parents_of(projection, dependents)]
+        if not found or None in found:
             return None
+        parts |= {part for part in found if part is not None}
     in_order = sorted(parts, key=lambda part: (part.column, part.function, part.keywords))
     return tuple(in_order) or None
 
@@ -125,9 +120,6 @@ def _part(chunk: Any, projection: Any, read: Any) -> Part | None:
         return None
     found = Column(f"{function}_{column.name}", type_name, _arrow_type(type_name))
     return Part(function, column.name, found, tuple(sorted(keywords.items())))
-
-
-_ORDERED = ("integer", "decimal", "date", "timestamp")
 
 
 def _arrow_type(type_name: str) -> pa.DataType:

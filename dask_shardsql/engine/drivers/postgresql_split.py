@@ -140,7 +140,9 @@ def split_query(
             one = _sharded(rows, oid, table)
             sharded |= dict.fromkeys((*names[oid], relation.full_name), one)
         reference = {n for oid in relations if oid not in gathered for n in names[oid]}
-        by_name = {name: _understood(rows, texts[oid]) for oid in views for name in names[oid]}
+        for one_text in texts.values():
+            _refuse_misreading(rows, _written_down(rows, one_text), written(parse(one_text)))
+        by_name = {name: texts[oid] for oid in views for name in names[oid]}
         catalog = Catalog(
             sharded,
             frozenset(reference),
@@ -205,12 +207,6 @@ def _sharded(rows: Rows, oid: int, table: ShardedTable) -> Sharded:
         key_type = f"pg_catalog.{kind}" if alike else ""
         return Sharded(table.key, group, is_not_null, table.function, key_type, frozenset(columns))
     return Sharded(table.key)
-
-
-def _understood(rows: Rows, text: str) -> str:
-    """Return a view's text as it is understood, if it is the same to the server."""
-    _refuse_misreading(rows, _written_down(rows, text), written(parse(text)))
-    return text
 
 
 def _refuse_misreading(rows: Rows, text: str, as_read: str) -> None:
