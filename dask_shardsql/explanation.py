@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import html
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import Any
 
 from dask_shardsql.config import Settings
-from dask_shardsql.errors import MergeRefusedError
+from dask_shardsql.engine.gather import expect_shard
+from dask_shardsql.errors import MergeRefusedError, ShardSQLError
 from dask_shardsql.merge import Plan, check_merge, plan, refuse_too_much
 from dask_shardsql.progress import ShardEvent, listen
-from dask_shardsql.query import PreparedQuery, ask, describe, why_not_a_union
+from dask_shardsql.query import AskedQuery, PreparedQuery, ask, describe, why_not_a_union
+from dask_shardsql.run import run_tasks
 from dask_shardsql.split import SplitOptions
 from dask_shardsql.topology import Topology
 from dask_shardsql.union import read_tables
@@ -20,6 +24,15 @@ from dask_shardsql.union import read_tables
 __all__ = ["Explanation", "explain"]
 
 _PATIENCE = 5.0
+_BECAUSE = {
+    "all-rows": "rows of several shards meet",
+    "function": "it calls a function, an operator or an aggregate of yours",
+    "recursive": "it is recursive",
+    "smaller": "the parts in which each shard could answer would be larger than the tables",
+    "too-long": "its text is too long to be looked into",
+    "volatile": "it calls what each shard would decide for itself, as random()",
+    "whole-rows": "it reads a table's rows as values of one type",
+}
 _MEANINGS = {
     "direct": "one shard answers",
     "union": "the answers of the shards, one behind the other",
@@ -47,11 +60,20 @@ class Explanation:
         Names of the shards that answer.
     visited : tuple of str
         Names of the shards that may have rows for it, by what it demands of the shard keys.
+    pruned : tuple of str
+        Names of the others.
+    conditions : tuple of str
+        What it demands, if that leaves some out.
+    estimated : dict
+        By shard that is read, about how many ``rows`` and ``bytes`` it has for it, as its planner
+        sees it; none where a database does not tell.
     gathered : tuple of dict
-        For each sharded table that is gathered: ``table``; ``select``, which reads what is needed
-        of it on a shard; and ``bytes``, about how many there are on each, as its planner sees it.
+        For each part that is gathered: ``table``; ``select``, which reads what is needed of it on
+        a shard; and ``rows`` and ``bytes``, about how many there are on each shard that is asked.
+    gathered_bytes : int
+        About how many bytes are moved; without those that are where they are gathered.
     final : str
-        What the shard that gathers then runs.
+        What is then run; or what each shard runs, if that is not the query as it was written.
     max_gather_bytes : int
         How much may be gathered.
     message : str
@@ -69,23 +91,20 @@ class Explanation:
     reason: str
     shards: tuple[str, ...] = ()
     visited: tuple[str, ...] = ()
+    pruned: tuple[str, ...] = ()
+    conditions: tuple[str, ...] = ()
+    estimated: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     gathered: tuple[dict[str, Any], ...] = ()
+    gathered_bytes: int = 0
     final: str = ""
     max_gather_bytes: int = 0
     message: str = ""
     actual: tuple[dict[str, Any], ...] = ()
 
-    @property
-    def gathered_bytes(self) -> int:
-        """About how many bytes would be gathered."""
-        return sum(sum(table["bytes"].values()) for table in self.gathered)
-
     def to_dict(self) -> dict[str, Any]:
         """Return the same as plain values, which JSON can hold."""
-        found = {**vars(self), "shards": list(self.shards), "visited": list(self.visited)}
-        found["actual"] = list(self.actual)
-        found["gathered"] = [{**one, "bytes": dict(one["bytes"])} for one in self.gathered]
-        return found
+        found = copy.deepcopy(vars(self))
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in found.items()}
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<10}{value}" for name, value in self._lines())
@@ -101,6 +120,9 @@ class Explanation:
         indent = "\n" + " " * 10
         strategy = f"{self.strategy} ({self.reason}): {_MEANINGS[self.strategy]}"
         lines = [("query", self.sql.strip().replace("\n", indent)), ("strategy", strategy)]
+        if self.strategy == "gather":
+            because = _BECAUSE.get(self.reason, "its form is not understood")
+            lines.append(("because", because))
         if self.message:
             lines.append(("because" if self.strategy == "refuse" else "but", self.message))
         if self.shards:
@@ -108,16 +130,28 @@ class Explanation:
         if self.shards and set(self.visited) != set(self.shards):
             visited = ", ".join(self.visited) or "none: no row can meet the conditions"
             lines.append(("rows of", visited))
-        for table in self.gathered:
-            sizes = ", ".join(f"{shard} {size:,}" for shard, size in table["bytes"].items())
-            select = table["select"].strip().replace("\n", indent)
+        if self.pruned:
+            asked = shorten(" AND ".join(self.conditions), 1000, placeholder=" ...")
+            lines.append(("not of", f"{', '.join(self.pruned)}: the query asks for {asked}"))
+        for part in self.gathered:
+            select = part["select"].strip().replace("\n", indent)
             name = "gathers" if self.strategy == "gather" else "each"
-            lines.append((name, f"{select}{indent}about bytes: {sizes}"))
+            sizes = [(shard, part["rows"][shard], size) for shard, size in part["bytes"].items()]
+            lines.append((name, f"{select}{indent}{_about(sizes)}"))
         if self.gathered:
-            total = f"{self.gathered_bytes:,} bytes of {self.max_gather_bytes:,} (max_gather_bytes)"
+            total = f"about {self.gathered_bytes:,} bytes moved"
+            total += f", of {self.max_gather_bytes:,} (max_gather_bytes)"
             is_too_much = self.gathered_bytes > self.max_gather_bytes
             lines.append(("in all", total + (", which is refused" if is_too_much else "")))
             lines.append(("then", self.final.strip().replace("\n", indent)))
+        else:
+            if self.final:
+                lines.append(("each", self.final.strip().replace("\n", indent)))
+            if self.estimated:
+                sizes = [
+                    (shard, one["rows"], one["bytes"]) for shard, one in self.estimated.items()
+                ]
+                lines.append(("expected", _about(sizes)))
         for one in self.actual:
             facts = f"{one['rows']:,} rows, {one['bytes']:,} bytes, {one['seconds']:.3f} s"
             lines.append((one["part"], f"{one['shard']}: {facts}"))
@@ -171,40 +205,71 @@ def explain(
     check_merge(merge, SplitOptions())
     settings = Settings.current(max_gather_bytes=max_gather_bytes)
     asked = ask(sql, topology, params, settings=settings)
+    query = asked.query
     if merge == "union":
-        prepared = describe(asked, scheduler) if analyze else None
         why = why_not_a_union(asked)
         message = "" if why is None else f"it is not what one database would answer: {why}"
-        actual = () if prepared is None else _measured(prepared, scheduler)
-        return Explanation(
-            asked.query.sql,
-            merge,
-            "union",
-            "asked-for",
-            asked.shards,
-            asked.shards,
-            message=message,
-            actual=actual,
-        )
+        prepared = describe(asked, scheduler)
+        found = Plan("union", "asked-for", prepared, asked.shards)
+        return _explained(asked, merge, found, scheduler, analyze=analyze, message=message)
     most = settings.max_gather_bytes
     try:
         found = plan(asked, most, scheduler)
     except MergeRefusedError as error:
-        return Explanation(asked.query.sql, merge, "refuse", error.reason, message=error.message)
+        return Explanation(query.sql, merge, "refuse", error.reason, message=error.message)
     if analyze:
         refuse_too_much(found, most)
+    return _explained(asked, merge, found, scheduler, analyze=analyze, max_gather_bytes=most)
+
+
+def _explained(
+    asked: AskedQuery, merge: str, found: Plan, scheduler: Any, *, analyze: bool, **more: Any
+) -> Explanation:
+    prepared, query = found.prepared, found.prepared.answer.query
+    own_text = found.final or (query.sql if query.sql != asked.query.sql else "")
     return Explanation(
         asked.query.sql,
         merge,
         found.strategy,
         found.reason,
-        found.prepared.shards,
+        prepared.shards,
         found.visited,
+        tuple(shard for shard in asked.shards if shard not in found.visited)
+        if found.conditions
+        else (),
+        found.conditions,
+        _estimated(found, scheduler),
         tuple(_gathered(found)),
-        found.final,
-        most,
-        actual=_measured(found.prepared, scheduler) if analyze else (),
+        found.gathered_bytes,
+        own_text,
+        actual=_measured(prepared, scheduler) if analyze else (),
+        **more,
     )
+
+
+def _estimated(found: Plan, scheduler: Any) -> dict[str, dict[str, int]]:
+    """Return about how much each shard has for a query, which those tell that answer it."""
+    sizes = {shard: list(each) for shard, each in found.sizes.items()}
+    if not sizes:
+        prepared = found.prepared
+        shards, query = prepared.shards, prepared.answer.query
+        each = run_tasks(
+            expect_shard, prepared.topology, shards, query, "expect-sharded-sql", scheduler
+        )
+        for error in each:
+            if isinstance(error, ShardSQLError):
+                raise error
+        sizes = {s: [one] for s, one in zip(shards, each, strict=True) if one is not None}
+    return {
+        shard: {"rows": sum(one.rows for one in each), "bytes": sum(one.nbytes for one in each)}
+        for shard, each in sizes.items()
+    }
+
+
+def _about(sizes: Sequence[tuple[str, int, int]]) -> str:
+    """Return about how much there is, in words."""
+    each = (f"{shard} {rows:,} rows, {nbytes:,} bytes" for shard, rows, nbytes in sizes)
+    return f"about: {'; '.join(each)}"
 
 
 def _measured(prepared: PreparedQuery, scheduler: Any) -> tuple[dict[str, Any], ...]:
@@ -235,12 +300,9 @@ def _measured(prepared: PreparedQuery, scheduler: Any) -> tuple[dict[str, Any], 
     )
 
 
-def _gathered(found: Plan) -> list[dict[str, Any]]:
-    return [
-        {
-            "table": extract.table,
-            "select": extract.select,
-            "bytes": {shard: sizes[number] for shard, sizes in found.sizes.items()},
-        }
-        for number, extract in enumerate(found.extracts)
-    ]
+def _gathered(found: Plan) -> Iterator[dict[str, Any]]:
+    for number, extract in enumerate(found.extracts):
+        on = {shard: each[number] for shard, each in found.sizes.items() if extract.is_on(shard)}
+        rows = {shard: size.rows for shard, size in on.items()}
+        nbytes = {shard: size.nbytes for shard, size in on.items()}
+        yield {"table": extract.table, "select": extract.select, "rows": rows, "bytes": nbytes}

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dask_shardsql.engine.drivers.gathering import Extract, can_gather
+from dask_shardsql.engine.drivers.base import Columns
+from dask_shardsql.engine.drivers.gathering import (
+    Estimate,
+    Extract,
+    Split,
+    Survey,
+    can_gather,
+)
 from dask_shardsql.engine.gather import Gather, estimate_shard, survey_shard, too_much
-from dask_shardsql.errors import ConfigurationError, MergeRefusedError, ShardSQLError
+from dask_shardsql.errors import (
+    ConfigurationError,
+    ConnectionFailedError,
+    MergeRefusedError,
+    ShardSQLError,
+)
 from dask_shardsql.query import AskedQuery, PreparedQuery, describe
 from dask_shardsql.run import run_tasks
 from dask_shardsql.split import SplitOptions
@@ -108,79 +120,122 @@ class Plan:
         A word for why, which stays the same.
     prepared : PreparedQuery
         The query as it is to be read.
+    visited : tuple of str
+        The shards that may have rows for it.
+    conditions : tuple of str
+        Which conditions leave these, if they are not all.
     extracts : tuple of Extract
         What is gathered.
     sizes : mapping
-        By shard, about how many bytes of each extract there are.
+        By visited shard, about how much of each extract there is.
     final : str
         What the shard that gathers then runs.
-    visited : tuple of str
-        The shards that may have rows for it.
+    merging : str
+        Name of the database that gathers, if its own rows need not be moved.
     """
 
     strategy: str
     reason: str
     prepared: PreparedQuery
+    visited: tuple[str, ...]
+    conditions: tuple[str, ...] = ()
     extracts: tuple[Extract, ...] = ()
-    sizes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    sizes: Mapping[str, Sequence[Estimate]] = field(default_factory=dict)
     final: str = ""
-    visited: tuple[str, ...] = ()
+    merging: str = ""
 
     @property
     def gathered_bytes(self) -> int:
         """About how many bytes are gathered."""
-        return sum(map(sum, self.sizes.values()))
+        return _bytes_of(sizes for shard, sizes in self.sizes.items() if shard != self.merging)
 
 
 def plan(asked: AskedQuery, max_gather_bytes: int, scheduler: Any) -> Plan:
     """Find out how a query can be answered as one database would; parameters as of `prepare`."""
-    topology, shards, query = asked.topology, asked.shards, asked.query
+    topology, shards = asked.topology, asked.shards
     can_gather(asked.driver, elsewhere=topology.merging)
-    prepared = describe(asked, scheduler)
     if len(shards) == 1:
-        return Plan("direct", "one-shard", prepared, visited=shards)
+        return Plan("direct", "one-shard", describe(asked, scheduler), shards)
     if not topology.sharded:
         raise ConfigurationError(
             "merge='global' needs to know which tables are sharded: name them in the topology, as "
             "in sharded={'orders': 'o_orderkey'}"
         )
-    at = _spread(shards, query.sql)
-    merging = at if topology.merging is None else MERGING
-    more = (topology.sharded, shards)
-    (survey,) = run_tasks(
-        survey_shard, topology, [merging], query, "survey-sharded-sql", scheduler, *more
-    )
-    if isinstance(survey, ShardSQLError):
-        raise survey
+    merging, survey = _surveyed(asked, scheduler)
     _refuse_unknown(topology, survey.others)
-    alone = replace(prepared, shards=(at,))
+    described = {merging: survey.columns}
     if not survey.extracts:
-        return Plan("direct", "reference-tables", alone, visited=(at,))
-    split, visited = survey.split, shards
-    if split is not None and split.shards is not None:
-        visited = tuple(shard for shard in shards if shard in (split.shards or ()))
+        prepared = replace(asked, shards=(merging,), described_by=(merging,)).agree(described)
+        return Plan("direct", "reference-tables", prepared, (merging,))
+    split = survey.split
     if split is not None and split.strategy in ("direct", "union"):
-        if len(visited) > 1:
-            _sizes(asked, visited, split.tables, scheduler)  # which compares the tables
-        at_one_or_more = replace(prepared, shards=visited or (at,))
-        return Plan(split.strategy, split.reason, at_one_or_more, visited=visited)
-    extracts, final, strategy, reason = survey.extracts, survey.final, "gather", "all-rows"
-    if split is not None:
-        both = _sizes(asked, shards, (*split.extracts, *extracts), scheduler)
-        number = len(split.extracts)
-        sizes = {shard: found[:number] for shard, found in both.items()}
-        whole = {shard: found[number:] for shard, found in both.items()}
-        most = max(_LITTLE, _FACTOR * sum(map(sum, whole.values())))
-        if sum(map(sum, sizes.values())) <= most:
-            extracts, final = split.extracts, split.final
-            strategy, reason = split.strategy, split.reason
-        else:  # a join can have many more rows than its tables
-            split, sizes, visited = None, whole, shards
-    else:
-        sizes = _sizes(asked, shards, extracts, scheduler)
+        return _of_shards(asked, split, scheduler)
+    found = _in_parts(asked, survey, described, scheduler)
+    if found is None:
+        split, wanted = None, (*survey.extracts, *survey.tables)
+        reason = survey.why if survey.split is None else "smaller"
+        prepared, sizes = _asked(asked, wanted, described, scheduler)
+        sizes = _of_first(sizes, len(survey.extracts))
+        found = Plan("gather", reason, prepared, shards, (), survey.extracts, sizes, survey.final)
     gather = Gather(shards, topology.sharded, max_gather_bytes, split)
-    gathering = replace(prepared, shards=(merging,), answer=replace(prepared.answer, gather=gather))
-    return Plan(strategy, reason, gathering, extracts, sizes, final, visited)
+    answer = replace(found.prepared.answer, gather=gather)
+    prepared = replace(found.prepared, shards=(merging,), answer=answer)
+    return replace(found, prepared=prepared, merging=merging if survey.has_own else "")
+
+
+def _of_shards(asked: AskedQuery, split: Split, scheduler: Any) -> Plan:
+    """Return how a query is answered whose answer is those of the shards; without rows, by one."""
+    visited, conditions = _visited(asked, split)
+    query = replace(asked.query, sql=split.text, params=None, settings=split.settings)
+    asked = replace(asked, query=query, shards=visited or _in_turn(asked)[:1])
+    only_compared = [replace(one, select="") for one in split.tables]
+    prepared, _ = _asked(asked, only_compared, {}, scheduler)
+    return Plan(split.strategy, split.reason, prepared, visited, conditions)
+
+
+def _in_parts(
+    asked: AskedQuery, survey: Survey, described: Mapping[str, Columns], scheduler: Any
+) -> Plan | None:
+    """Return how a query is answered in parts; None if whole tables are less to gather."""
+    if (split := survey.split) is None:
+        return None
+    visited, conditions = _visited(asked, split)
+    wanted, number = (*split.extracts, *split.tables), len(split.extracts)
+    prepared, both = _asked(replace(asked, shards=visited), wanted, described, scheduler)
+    of_tables = _bytes_of(found[number:] for found in both.values())
+    sizes = _of_first(both, number)
+    if _bytes_of(sizes.values()) > max(_LITTLE, _FACTOR * of_tables):
+        return None  # a join can have many more rows than its tables
+    way = split.strategy, split.reason
+    return Plan(*way, prepared, visited, conditions, split.extracts, sizes, split.final)
+
+
+def _visited(asked: AskedQuery, split: Split) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the shards that may have rows, and the conditions that leave them, if not all."""
+    if split.shards is None or split.shards.issuperset(asked.shards):
+        return asked.shards, ()
+    return tuple(filter(split.shards.__contains__, asked.shards)), split.conditions
+
+
+def _of_first(sizes: Mapping[str, Sequence[Estimate]], number: int) -> dict[str, Any]:
+    return {shard: found[:number] for shard, found in sizes.items()}
+
+
+def _surveyed(asked: AskedQuery, scheduler: Any) -> tuple[str, Survey]:
+    """Let one database survey a query; the next one, where that cannot be reached."""
+    topology, shards = asked.topology, asked.shards
+    chosen = _in_turn(asked) if topology.merging is None else (MERGING,)
+    more = (topology.sharded, shards)
+    for at in chosen:
+        name = "survey-sharded-sql"
+        (found,) = run_tasks(survey_shard, topology, [at], asked.query, name, scheduler, *more)
+        if not isinstance(found, ConnectionFailedError):
+            break
+    if isinstance(found, Survey):
+        return at, found
+    if not isinstance(found, MergeRefusedError):
+        describe(asked, scheduler)  # which says how the other shards fare, if it is the same
+    raise found
 
 
 def _refuse_unknown(topology: Topology, tables: Sequence[str]) -> None:
@@ -198,21 +253,40 @@ def _refuse_unknown(topology: Topology, tables: Sequence[str]) -> None:
             )
 
 
-def _spread(shards: Sequence[Any], sql: str) -> Any:
-    """Choose one: not always the same, but the same for the same text."""
-    return shards[zlib.crc32(sql.encode("utf-8")) % len(shards)]
+def _in_turn(asked: AskedQuery) -> tuple[str, ...]:
+    """Return the shards from one on: not always the same, but the same for the same text."""
+    first = zlib.crc32(asked.query.sql.encode("utf-8")) % len(asked.shards)
+    return (*asked.shards[first:], *asked.shards[:first])
 
 
-def _sizes(
-    asked: AskedQuery, shards: Sequence[str], extracts: Sequence[Extract], scheduler: Any
-) -> dict[str, Sequence[int]]:
-    """Return about how many bytes each shard has of each extract, if its columns are the same."""
-    name, query = "estimate-sharded-sql", asked.query
-    found = run_tasks(estimate_shard, asked.topology, shards, query, name, scheduler, extracts)
-    for sizes in found:
-        if isinstance(sizes, ShardSQLError):
-            raise sizes
-    return {
-        shard: [n if one.is_on(shard) else 0 for n, one in zip(sizes, extracts, strict=True)]
-        for shard, sizes in zip(shards, found, strict=True)
-    }
+def _asked(
+    asked: AskedQuery,
+    extracts: Sequence[Extract],
+    described: Mapping[str, Columns],
+    scheduler: Any,
+) -> tuple[PreparedQuery, dict[str, Sequence[Estimate]]]:
+    """Let shards describe a query, and tell how much they have of each extract.
+
+    Those whose tables, or descriptions, are not those that others have `described` are refused.
+    """
+    name = "estimate-sharded-sql"
+    found = run_tasks(
+        estimate_shard, asked.topology, asked.shards, asked.query, name, scheduler, extracts
+    )
+    answers = dict(zip(asked.shards, found, strict=True))
+    outcomes: dict[str, Any] = dict(described)
+    sizes: dict[str, Sequence[Estimate]] = {}
+    for shard, answer in answers.items():
+        if isinstance(answer, ShardSQLError):
+            outcomes[shard] = answer
+            continue
+        outcomes[shard], estimates = answer
+        sizes[shard] = [
+            size if one.is_on(shard) else Estimate()
+            for size, one in zip(estimates, extracts, strict=True)
+        ]
+    return replace(asked, described_by=tuple(outcomes)).agree(outcomes), sizes
+
+
+def _bytes_of(sizes: Iterable[Sequence[Estimate]]) -> int:
+    return sum(one.nbytes for each in sizes for one in each)

@@ -355,7 +355,7 @@ def test_row_security_is_refused(hiding, made, servers):
 
 def test_columns_of_other_types_are_not_converted(four, servers):
     sql = "SELECT count(total) FROM mg_orders"
-    other = "s1" if merge._spread(four.shards, sql).name != "s1" else "s2"
+    other = "s1" if dss.explain(sql, four, merge="global").shards[0] != "s1" else "s2"
     with closing(psycopg2.connect(servers.dsns[other])) as connection:
         connection.autocommit = True
         cursor = connection.cursor()
@@ -482,7 +482,7 @@ def test_too_much_is_refused_before_and_while_it_is_gathered(four, monkeypatch, 
     with pytest.raises(dss.MergeRefusedError, match=r"about [\d,]+ bytes of mg_orders") as caught:
         dss.collect(sql, four, merge="global", max_gather_bytes=1000)
     assert caught.value.reason == "max-gather-bytes"
-    monkeypatch.setattr(merge, "_sizes", lambda *_: {})
+    monkeypatch.setattr(merge, "refuse_too_much", lambda *_: None)
     with pytest.raises(dss.MergeRefusedError, match="more of mg_orders") as caught:
         dss.collect(sql, four, merge="global", max_gather_bytes=1000)
     assert caught.value.reason == "max-gather-bytes"
@@ -516,7 +516,7 @@ def test_errors_name_the_shard_and_leave_nothing(four, servers):
 @pytest.mark.parametrize("victim", ["source", "target"])
 def test_a_server_that_is_lost_on_the_way(victim, four, servers, monkeypatch):
     sql = "SELECT max(id) FROM mg_orders"
-    at = merge._spread(four.shards, sql).name
+    at = dss.explain(sql, four, merge="global").shards[0]
     lost = []
     name = "send" if victim == "source" else "prepare"
     as_it_was = getattr(PostgreSQLMerging, name)
@@ -547,7 +547,7 @@ def test_a_session_that_waits_for_others_is_not_ended(four, servers):
     dsns = {shard.name: f"{servers.dsns[shard.name]} {option}" for shard in four.shards}
     topology = dss.Topology.from_dsns(dsns, sharded=SHARDED)
     sql = "SELECT count(*) AS n FROM mg_orders o WHERE EXISTS (SELECT FROM mg_items i, mg_items j)"
-    at = merge._spread(topology.shards, sql).name
+    at = dss.explain(sql, topology, merge="global").shards[0]
     other = next(name for name in dsns if name != at)
     lock = psycopg2.connect(servers.dsns[other])
     found = dss.explain(sql, topology, merge="global")

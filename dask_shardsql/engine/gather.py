@@ -16,7 +16,9 @@ from typing import Any
 from dask_shardsql.engine.cancel import refuse_if_cancelled
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
 from dask_shardsql.engine.drivers.gathering import (
+    Estimate,
     Extract,
+    PlanningDriver,
     Sending,
     Split,
     Splitting,
@@ -32,7 +34,7 @@ from dask_shardsql.errors import MergeRefusedError, ShardSQLError
 from dask_shardsql.progress import ShardEvent, emit
 from dask_shardsql.topology import ShardedTable, Topology
 
-__all__ = ["Gather", "estimate_shard", "read_gathered", "survey_shard", "too_much"]
+__all__ = ["Gather", "estimate_shard", "expect_shard", "read_gathered", "survey_shard", "too_much"]
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,17 @@ def survey_shard(
     """Return what a query reads of the sharded tables, as one shard sees it, or its error."""
     try:
         with connection_to(ref.resolve(), shard, query) as (driver, connection):
+            columns = driver.describe(connection, query)
             gathering = can_gather(driver).gathering(connection, query, sharded)
             try:
                 survey = gathering.survey()
-                survey = replace(survey, extracts=tuple(_at(shard, survey.extracts)))
+                extracts = tuple(_at(shard, survey.extracts))
+                survey = replace(survey, extracts=extracts, columns=columns)
                 if survey.extracts and isinstance(gathering, Splitting):
-                    survey = replace(survey, split=gathering.split(shards))
+                    found = gathering.split(shards)
+                    if isinstance(found, str):
+                        return replace(survey, why=found)
+                    return replace(survey, split=found)
                 return survey
             finally:
                 gathering.abandon()
@@ -88,11 +95,23 @@ def _at(shard: str, extracts: Sequence[Extract]) -> Iterator[Extract]:
 
 def estimate_shard(
     ref: TopologyRef, shard: str, query: Query, extracts: Sequence[Extract]
-) -> list[int] | ShardSQLError:
-    """Return about how many bytes one shard has of each extract, or its error."""
+) -> tuple[Columns, list[Estimate]] | ShardSQLError:
+    """Return a query's columns on one shard, and how much it has of each extract, or its error."""
     try:
         with connection_to(ref.resolve(), shard, query) as (driver, connection):
-            return can_gather(driver).estimate(connection, query, extracts)
+            estimates = can_gather(driver).estimate(connection, query, extracts)
+            return driver.describe(connection, query), estimates
+    except ShardSQLError as error:
+        return error
+
+
+def expect_shard(ref: TopologyRef, shard: str, query: Query) -> Estimate | ShardSQLError | None:
+    """Return about how much one shard answers to a query, its error, or None if it cannot tell."""
+    try:
+        with connection_to(ref.resolve(), shard, query) as (driver, connection):
+            if not isinstance(driver, PlanningDriver):
+                return None
+            return driver.planned(connection, query)
     except ShardSQLError as error:
         return error
 

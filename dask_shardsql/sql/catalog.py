@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlglot import exp
 
 from dask_shardsql.sharding import ShardingFunction
-from dask_shardsql.sql.canonical import Query, as_text, is_aggregate
+from dask_shardsql.sql.canonical import Query, as_text, conjuncts, is_aggregate, written
+from dask_shardsql.sql.route import possible_shards
 
 __all__ = ["Catalog", "Column", "Rows", "Sharded", "has_aggregates", "makes_one_group"]
 
@@ -71,6 +72,8 @@ class Catalog:
         Names of all shards.
     has_instant : bool, default False
         Whether the query asks for the time, which must be one for all shards.
+    conditions : dict
+        Its keys are the conditions that have left some shards, as they were found.
     """
 
     sharded: Mapping[str, Sharded]
@@ -80,6 +83,18 @@ class Catalog:
     local: Mapping[str, bool] = field(default_factory=dict)
     shards: tuple[str, ...] = ()
     has_instant: bool = False
+    conditions: dict[str, None] = field(default_factory=dict)
+
+    def visited(
+        self, condition: Any, is_key: Callable[[Any], bool], table: Sharded
+    ) -> frozenset[str]:
+        """Return the shards that may have rows of a table for which a condition is true."""
+        found = possible_shards(condition, is_key, table.function, self.shards, table.key_type)
+        if len(found) < len(self.shards):
+            every = list(conjuncts(condition))
+            of_key = [one for one in every if any(map(is_key, one.walk()))]
+            self.conditions.update(dict.fromkeys(map(written, of_key or every)))
+        return found
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,6 @@ from dask_shardsql.sql.catalog import (
     makes_one_group,
 )
 from dask_shardsql.sql.joins import equal_columns, joins_of, what_is_inner
-from dask_shardsql.sql.route import possible_shards
 
 __all__ = ["groups_are_whole", "rows_of", "rows_of_source"]
 
@@ -194,7 +193,7 @@ def _with_conditions(
             if other in rows.keys and rows.keys[other].group == table.group
         }
         is_key = functools.partial(_is_one_of, columns={key, *same})
-        found = possible_shards(condition, is_key, table.function, catalog.shards, table.key_type)
+        found = catalog.visited(condition, is_key, table)
         shards = found if shards is None else shards & found
     return Rows(True, keys, rows.never_null | {key for key in keys if key in equal}, shards)
 

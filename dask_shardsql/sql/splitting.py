@@ -51,7 +51,6 @@ from dask_shardsql.sql.pushing import (
     Outer,
     pushed_to,
 )
-from dask_shardsql.sql.route import possible_shards
 
 __all__ = ["Partial", "Splitter", "table_of"]
 
@@ -305,9 +304,7 @@ class Splitter:
         if condition is not None:
             part = part.where(condition)
         is_key = functools.partial(is_column, column=(alias, sharded.key))
-        shards = possible_shards(
-            condition, is_key, sharded.function, self._catalog.shards, sharded.key_type
-        )
+        shards = self._catalog.visited(condition, is_key, sharded)
         stored = self.add(part, "table", shards)
         table.set("this", stored.this)
         table.set("db", stored.args["db"])

@@ -53,6 +53,8 @@ class Query:
         Name of a snapshot of this shard that another session has exported and still holds.
     batch_bytes : int, default 64 MiB
         How large a record batch may become, where a driver reads in batches that large.
+    settings : tuple of str
+        Statements that the text needs in its transaction: what names in it stand for.
     """
 
     sql: str
@@ -62,6 +64,7 @@ class Query:
     find_not_null: bool = False
     snapshot: str | None = None
     batch_bytes: int = 64 << 20
+    settings: tuple[str, ...] = ()
 
 
 class AskAgain(Exception):  # noqa: N818 - not an error: whoever asks at once catches it

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import duckdb
 
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
-from dask_shardsql.engine.drivers.gathering import Extract, Survey, TargetFailedError
+from dask_shardsql.engine.drivers.gathering import Estimate, Extract, Survey, TargetFailedError
 from dask_shardsql.engine.drivers.rows import double_quoted, folded, plain_params
 from dask_shardsql.errors import MergeRefusedError, SchemaMismatchError
 from dask_shardsql.topology import ShardedTable
@@ -305,8 +305,8 @@ def interrupt_beside(connection: Any) -> None:
         memory.interrupt()
 
 
-def estimate(connection: Any, query: Query, extracts: Sequence[Extract]) -> list[int]:
-    """Return about how many bytes each of the extracts has in a file; whatever the query.
+def estimate(connection: Any, query: Query, extracts: Sequence[Extract]) -> list[Estimate]:
+    """Return about how much each of the extracts has in a file; whatever the query.
 
     Raises
     ------
@@ -319,12 +319,12 @@ def estimate(connection: Any, query: Query, extracts: Sequence[Extract]) -> list
         if one.key:
             _compare(connection, one, tables)
         if one.full_name not in tables:
-            sizes.append(0)  # a reference table that only the shard that gathers has
+            sizes.append(Estimate())  # a reference table that only the shard that gathers has
             continue
         sample = f"SELECT {_width(one)} AS w FROM {one.full_name} LIMIT {_SAMPLE}"
-        text = f"SELECT (SELECT count(*) FROM {one.full_name}) * avg(w) FROM ({sample})"
-        ((size,),) = connection.execute(text).fetchall()
-        sizes.append(int(size or 0))
+        text = f"SELECT (SELECT count(*) FROM {one.full_name}), avg(w) FROM ({sample})"
+        ((rows, width),) = connection.execute(text).fetchall()
+        sizes.append(Estimate(rows, int(rows * (width or 0))))
     return sizes
 
 

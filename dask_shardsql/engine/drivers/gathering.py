@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO, Protocol, runtime_checkable
+from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 from dask_shardsql.engine.drivers.base import Columns, Driver, OnBatch, Query
 from dask_shardsql.errors import ConfigurationError
 from dask_shardsql.topology import Server, ShardedTable
 
 __all__ = [
+    "Estimate",
     "Extract",
     "Gathering",
     "GatheringDriver",
     "GathersOnly",
+    "PlanningDriver",
     "Sending",
     "Split",
     "Splitting",
@@ -52,6 +54,10 @@ class Extract:
         What the databases must agree on.
     shards : frozenset of str, optional
         The shards that may have any of it; all by default.
+    definition : str
+        What a view is defined as.
+    is_whole : bool
+        Whether the query reads whole rows, of which the type is the table's.
     """
 
     table: str
@@ -65,6 +71,8 @@ class Extract:
     settings: tuple[str, ...] = ()
     database: str = ""
     shards: frozenset[str] | None = None
+    definition: str = ""
+    is_whole: bool = False
 
     def is_on(self, shard: str) -> bool:
         """Whether that shard may have any of it."""
@@ -73,6 +81,13 @@ class Extract:
     def describe(self, columns: Columns) -> Extract:
         """Return the same, which must have these columns."""
         return replace(self, described=columns)
+
+
+class Estimate(NamedTuple):
+    """About how much there is of something."""
+
+    rows: int = 0
+    nbytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,23 +102,29 @@ class Split:
         What each shard is asked for.
     final : str
         What is run over all that they answer.
+    text : str
+        The whole query, in which nothing depends on what else a shard has.
     tables : tuple of Extract
-        Of the sharded tables, what is read by it; with the types that all shards must have.
+        Of all tables and views, what is read by it; with the types that all shards must have.
     strategy : {"direct", "union", "merge", "gather"}
         Whether one shard answers; the shards' answers are the answer; or what the extracts are.
     reason : str
         A word for why, which stays the same.
     shards : frozenset of str, optional
         The shards that may have rows for it; all by default.
+    conditions : tuple of str
+        Which conditions leave these.
     """
 
     settings: tuple[str, ...]
     extracts: tuple[Extract, ...]
     final: str
+    text: str = ""
     tables: tuple[Extract, ...] = ()
     strategy: str = ""
     reason: str = ""
     shards: frozenset[str] | None = None
+    conditions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,6 +143,14 @@ class Survey:
         How it can be answered with less.
     others : tuple of str
         Names of the other tables that it reads, with their schemas if there are any.
+    tables : tuple of Extract
+        What else must be alike on all databases.
+    has_own : bool, default False
+        Whether this database's own rows need not be moved.
+    why : str
+        A word for why it can not be answered with less, which stays the same.
+    columns : tuple of Column
+        The columns of the query.
     """
 
     text: str
@@ -129,6 +158,10 @@ class Survey:
     final: str = ""
     split: Split | None = None
     others: tuple[str, ...] = ()
+    tables: tuple[Extract, ...] = ()
+    has_own: bool = False
+    why: str = "all-rows"
+    columns: Columns = ()
 
 
 class TargetFailedError(Exception):
@@ -169,8 +202,11 @@ class Gathering(Protocol):
 class Splitting(Protocol):
     """A :class:`Gathering` that knows how to do with less than what is needed of whole tables."""
 
-    def split(self, shards: Sequence[str]) -> Split | None:
-        """Return how, after the survey; nothing comes after it. `shards` are the names of all."""
+    def split(self, shards: Sequence[str]) -> Split | str:
+        """Return how, or a word for why not, after the survey; nothing comes after it.
+
+        `shards` are the names of all.
+        """
 
 
 @runtime_checkable
@@ -210,8 +246,21 @@ class GatheringDriver(Driver, Protocol):
     def merging(self, connection: Any, query: Query, split: Split, shard: str) -> Gathering:
         """Begin to merge what is answered to a query in parts, at the shard of that name."""
 
-    def estimate(self, connection: Any, query: Query, extracts: Sequence[Extract]) -> list[int]:
-        """Return about how many bytes each of the extracts has here."""
+    def estimate(
+        self, connection: Any, query: Query, extracts: Sequence[Extract]
+    ) -> list[Estimate]:
+        """Return about how much each of the extracts has here, where it is what it was elsewhere.
+
+        One without a query that reads it is compared only.
+        """
+
+
+@runtime_checkable
+class PlanningDriver(Driver, Protocol):
+    """A driver whose databases tell how much they expect a query to give."""
+
+    def planned(self, connection: Any, query: Query) -> Estimate:
+        """Return it, as the planner sees it; nothing is run."""
 
 
 class GathersOnly:

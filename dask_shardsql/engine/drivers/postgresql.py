@@ -17,16 +17,17 @@ import psycopg2
 from dask_shardsql.config import Settings
 from dask_shardsql.engine.drivers import postgresql_copy, postgresql_slices
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
-from dask_shardsql.engine.drivers.gathering import Extract, Split
+from dask_shardsql.engine.drivers.gathering import Estimate, Extract, Split
 from dask_shardsql.engine.drivers.narrowing import Aggregate, Narrowing
-from dask_shardsql.engine.drivers.postgresql_catalog import NO_JIT, compare_tables
+from dask_shardsql.engine.drivers.postgresql_catalog import NO_JIT
+from dask_shardsql.engine.drivers.postgresql_columns import asking, compare_tables
 from dask_shardsql.engine.drivers.postgresql_copy import end_transaction, in_own_text, runner
 from dask_shardsql.engine.drivers.postgresql_gather import PostgreSQLGathering
 from dask_shardsql.engine.drivers.postgresql_libpq import Session
 from dask_shardsql.engine.drivers.postgresql_merge import PostgreSQLMerging
 from dask_shardsql.engine.drivers.postgresql_params import merge_params, read_strings_as_standard
 from dask_shardsql.engine.drivers.postgresql_script import Script, begin, pins
-from dask_shardsql.engine.drivers.postgresql_slices import BEGIN_HOLDING, planned_bytes
+from dask_shardsql.engine.drivers.postgresql_slices import BEGIN_HOLDING, planned
 from dask_shardsql.engine.drivers.postgresql_stage import PostgreSQLStage
 from dask_shardsql.engine.drivers.postgresql_wire import ServerError
 from dask_shardsql.engine.drivers.rows import double_quoted
@@ -242,14 +243,26 @@ class PostgreSQLDriver:
 
         return PostgreSQLMerging(connection, plain, split, shard, read)
 
-    def estimate(self, connection: Any, query: Query, extracts: Sequence[Extract]) -> list[int]:
-        """Return about how many bytes each of them has, as the planner sees it."""
+    def estimate(
+        self, connection: Any, query: Query, extracts: Sequence[Extract]
+    ) -> list[Estimate]:
+        """Return about how much each of them has, as the planner sees it."""
         with connection.cursor() as cursor:
             try:
                 settings = next((one.settings for one in extracts if one.settings), ())
                 cursor.execute("; ".join((*begin(query), NO_JIT, *settings)))
-                compare_tables(cursor, [one for one in extracts if one.full_name])
-                return [planned_bytes(runner(cursor), one.select) for one in extracts]
+                compare_tables(asking(cursor), [one for one in extracts if one.full_name])
+                run = runner(cursor)
+                return [planned(run, one.select) if one.select else Estimate() for one in extracts]
+            finally:
+                end_transaction(connection, "ROLLBACK")
+
+    def planned(self, connection: Any, query: Query) -> Estimate:
+        """Return how much a query gives, as the planner sees it."""
+        with connection.cursor() as cursor:
+            try:
+                cursor.execute("; ".join(begin(query)))
+                return planned(runner(cursor), merge_params(cursor, query))
             finally:
                 end_transaction(connection, "ROLLBACK")
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from dask_shardsql.engine.drivers.gathering import Extract
 from dask_shardsql.engine.drivers.rows import double_quoted
-from dask_shardsql.errors import SchemaMismatchError
 
 __all__ = [
     "ATTRIBUTES",
     "BEHIND",
-    "COLUMNS",
-    "DATABASE",
     "FAMILY",
     "FUNCTIONS",
     "GUARDED",
@@ -28,7 +24,6 @@ __all__ = [
     "RELATIONS",
     "RULES",
     "Relation",
-    "compare_tables",
 ]
 
 # compiling one of these takes longer than to run it, which the planner does not foresee
@@ -208,75 +203,6 @@ NAMESAKES = """
 SELECT n.nspname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relname = %(name)s AND c.relkind IN ('r', 'p', 'f', 'v', 'm')
     AND n.nspname NOT LIKE 'pg\\_%%' AND n.nspname <> 'information_schema' ORDER BY 1"""
-# by number and name: whether it must travel as text (the binary form of some types holds an oid,
-# which is another one in each database), whether it names an object of the database itself, its
-# type to compare, and to show, with NOT NULL if it is the shard key, and how it is defined: the
-# collation, and the labels, fields or base types of all types that it is made of
-COLUMNS = """
-WITH RECURSIVE typed(number, name, oid, part) AS (
-    SELECT a.attnum, a.attname, a.atttypid, false FROM pg_catalog.pg_attribute a
-    WHERE a.attrelid = %(table)s::pg_catalog.regclass AND a.attnum > 0 AND NOT a.attisdropped
-    UNION
-    SELECT typed.number, typed.name, next.oid, typed.part OR t.typtype <> 'd'
-    FROM typed JOIN pg_catalog.pg_type t ON t.oid = typed.oid, LATERAL (
-        SELECT t.typbasetype WHERE t.typtype = 'd'
-        UNION ALL SELECT t.typelem WHERE t.typelem <> 0 AND t.typlen = -1
-        UNION ALL SELECT r.rngsubtype FROM pg_catalog.pg_range r
-            WHERE t.oid IN (r.rngtypid, r.rngmultitypid)
-        UNION ALL SELECT f.atttypid FROM pg_catalog.pg_attribute f
-            WHERE t.typtype = 'c' AND f.attrelid = t.typrelid AND f.attnum > 0
-                AND NOT f.attisdropped
-    ) AS next(oid)
-)
-SELECT typed.number, typed.name, bool_or(NOT typed.part AND (
-    t.typtype = 'c' OR t.typsend = 0 OR t.typreceive = 0 OR t.typname IN ('record', '_record')
-    OR (t.typlen = -1 AND t.typelem <> 0 AND (t.typelem >= 16384 OR EXISTS (
-        SELECT FROM pg_catalog.pg_type e WHERE e.oid = t.typelem AND e.typsend = 0))))), bool_or(
-    (t.typname ~ '^_?reg' AND t.oid < 16384)), (
-    SELECT pg_catalog.format('%%s.%%s %%s%%s', n.nspname, t.typname, a.atttypmod, CASE
-        WHEN a.attnotnull AND a.attname = %(key)s THEN ' NOT NULL' END)
-    FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
-    JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
-    WHERE a.attrelid = %(table)s::pg_catalog.regclass AND a.attnum = typed.number), (
-    SELECT pg_catalog.format_type(a.atttypid, a.atttypmod) || CASE
-        WHEN a.attnotnull AND a.attname = %(key)s THEN ' NOT NULL' ELSE '' END
-    FROM pg_catalog.pg_attribute a
-    WHERE a.attrelid = %(table)s::pg_catalog.regclass AND a.attnum = typed.number), (
-    SELECT pg_catalog.format('%%s %%s', c.collname, coalesce(pg_catalog.pg_collation_actual_version(
-        c.oid), '')) FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_collation c
-        ON c.oid = a.attcollation AND c.collname <> 'default'
-    WHERE a.attrelid = %(table)s::pg_catalog.regclass AND a.attnum = typed.number),
-    pg_catalog.string_agg(DISTINCT CASE
-        WHEN t.typname = 'money' THEN pg_catalog.current_setting('lc_monetary')
-        WHEN t.typtype = 'e' THEN t.typname || ' ' || (
-            SELECT pg_catalog.string_agg(e.enumlabel, ', ' ORDER BY e.enumsortorder)
-            FROM pg_catalog.pg_enum e WHERE e.enumtypid = t.oid)
-        WHEN t.typtype = 'r' THEN t.typname || ' ' || (
-            SELECT pg_catalog.format('%%s %%s %%s', pg_catalog.format_type(r.rngsubtype, NULL),
-                c.opcname, (SELECT l.collname FROM pg_catalog.pg_collation l
-                    WHERE l.oid = r.rngcollation))
-            FROM pg_catalog.pg_range r JOIN pg_catalog.pg_opclass c ON c.oid = r.rngsubopc
-            WHERE r.rngtypid = t.oid)
-        WHEN t.typtype = 'd' THEN t.typname || ' '
-            || pg_catalog.format_type(t.typbasetype, t.typtypmod) || coalesce((
-                SELECT ' ' || l.collname FROM pg_catalog.pg_collation l
-                WHERE l.oid = t.typcollation AND l.collname <> 'default'), '')
-        WHEN t.typtype = 'c' THEN t.typname || ' ' || (
-            SELECT pg_catalog.string_agg(pg_catalog.format('%%I %%s%%s', f.attname,
-                pg_catalog.format_type(f.atttypid, f.atttypmod), ' ' || l.collname), ', '
-                ORDER BY f.attnum)
-            FROM pg_catalog.pg_attribute f LEFT JOIN pg_catalog.pg_collation l
-                ON l.oid = f.attcollation AND l.collname <> 'default'
-            WHERE f.attrelid = t.typrelid AND f.attnum > 0 AND NOT f.attisdropped) END, '; ')
-FROM typed JOIN pg_catalog.pg_type t ON t.oid = typed.oid
-GROUP BY 1, 2 ORDER BY 1"""
-# what decides how texts are ordered, compared and measured where nothing else is said
-DATABASE = """
-SELECT pg_catalog.concat_ws(' ', pg_catalog.pg_encoding_to_char(d.encoding), d.datcollate,
-    d.datctype, pg_catalog.to_jsonb(d)->>'datlocprovider', coalesce(
-        pg_catalog.to_jsonb(d)->>'datlocale', pg_catalog.to_jsonb(d)->>'daticulocale'),
-    pg_catalog.to_jsonb(d)->>'datcollversion')
-FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()"""
 
 
 class Relation(NamedTuple):
@@ -293,51 +219,3 @@ class Relation(NamedTuple):
     def full_name(self) -> str:
         """The name, quoted, with its schema."""
         return f"{double_quoted(self.schema)}.{double_quoted(self.name)}"
-
-
-def compare_tables(cursor: Any, tables: Sequence[Extract]) -> None:
-    """Refuse tables which are not what they are on the shard that gathers.
-
-    Raises
-    ------
-    SchemaMismatchError
-        A column is of another type, or its type is defined in another way, or the shard key may
-        be NULL here, or the database compares texts in another way.
-    """
-    for table in tables[:1]:
-        _compare_database(cursor, table.database)
-    for table in tables:
-        _compare_table(cursor, table)
-
-
-def _compare_table(cursor: Any, extract: Extract) -> None:
-    """Refuse to read a table whose columns are of other types, or whose shard key may be NULL."""
-    cursor.execute(COLUMNS, {"table": extract.full_name, "key": extract.key})
-    found = {name: of_type for _, name, _, _, *of_type in cursor.fetchall()}
-    for name, *wanted in extract.types:
-        other = found.get(name)
-        if other is None or other[0] != wanted[0]:
-            shown = "missing" if other is None else other[1]
-            raise SchemaMismatchError(
-                f"column {name!r} of {extract.full_name} is {shown} here, and {wanted[1]} on "
-                "the shard that gathers: its values would be converted. Alter the tables to agree"
-            )
-        for here, there in zip(other[2:], wanted[2:], strict=True):
-            if here != there:
-                raise SchemaMismatchError(
-                    f"column {name!r} of {extract.full_name} is of a type or collation that is "
-                    f"defined as ({here}) here, and as ({there}) on the shard that gathers: values "
-                    "would be ordered, compared or read in another way. Make them agree"
-                )
-
-
-def _compare_database(cursor: Any, database: str) -> None:
-    """Refuse a database that compares texts in another way."""
-    cursor.execute(DATABASE)
-    ((found,),) = cursor.fetchall()
-    if found != database:
-        raise SchemaMismatchError(
-            f"the database's encoding and collation are ({found}) here, and ({database}) on the "
-            "shard that merges: texts would be compared and ordered in another way on each. Make "
-            "the databases agree"
-        )

@@ -21,8 +21,6 @@ import psycopg2
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
 from dask_shardsql.engine.drivers.gathering import Extract, Split, Survey
 from dask_shardsql.engine.drivers.postgresql_catalog import (
-    COLUMNS,
-    DATABASE,
     FAMILY,
     FUNCTIONS,
     JIT,
@@ -32,6 +30,13 @@ from dask_shardsql.engine.drivers.postgresql_catalog import (
     RELATIONS,
     RULES,
     Relation,
+)
+from dask_shardsql.engine.drivers.postgresql_columns import (
+    ColumnFacts,
+    columns_in,
+    database_of,
+    definitions_of,
+    types_of,
 )
 from dask_shardsql.engine.drivers.postgresql_hiding import (
     reads,
@@ -98,6 +103,7 @@ class PostgreSQLGathering(PostgreSQLReceiving):
         self._rules: list[tuple[Any, ...]] = []
         self._functions: list[tuple[Any, ...]] = []
         self._has_whole_rows, self._database = False, ""
+        self._columns: dict[int, list[ColumnFacts]] = {}
 
     def survey(self) -> Survey:
         """Begin, and return what is needed of the sharded tables.
@@ -119,29 +125,34 @@ class PostgreSQLGathering(PostgreSQLReceiving):
         refuse_what_is_not_seen(self._functions, self._rules[0][2], tables)
         self._gathered = {oid: one for oid, one in relations.items() if oid in tables}
         refuse_hidden_reads(self._rows, _VIEW, relations, tables)
+        self._read_by_it = {oid: one for oid, one in relations.items() if one.schema not in _SYSTEM}
         others = tuple(
             f"{one.schema}.{one.name}"
-            for oid, one in relations.items()
-            if oid not in tables and one.kind != "v" and one.schema not in _SYSTEM
+            for oid, one in self._read_by_it.items()
+            if oid not in tables and one.kind != "v"
         )
         if not self._gathered:
             return Survey(text, (), others=others)
+        full_names = [one.full_name for one in self._read_by_it.values()]
+        self._columns = dict(zip(self._read_by_it, columns_in(self._rows, full_names), strict=True))
         views = {r.oid: r for r in relations.values() if r.kind == "v" and self._is_gathered(r.oid)}
         self._refuse_what_is_known_to_differ(views)
         self._find_views(views)
         self._write_down()
         keys = self._rows(KEYS, view=f"pg_temp.{_VIEW}")
         self._keys = {oid: tuple(columns) for oid, columns in keys if oid in self._gathered}
-        ((self._database,),) = self._rows(DATABASE)
-        self.extracts = self.tables = tuple(
+        self._database = database_of(self._rows)
+        self.extracts = tuple(
             self._extract(relation, tables[oid].key) for oid, relation in self._gathered.items()
         )
-        self._read_by_it = relations
+        defined = tuple(replace(self._compared(one), definition=text) for one, text in self._views)
+        self.tables = (*self.extracts, *defined)
         self._table_of = {oid: tables[oid] for oid in self._gathered}
-        return Survey(text, self.extracts, self._text, others=others)
+        final = self._text
+        return Survey(text, self.extracts, final, others=others, tables=defined, has_own=True)
 
-    def split(self, shards: Sequence[str]) -> Split | None:
-        """Return how the query can be answered with less than all rows, if it can.
+    def split(self, shards: Sequence[str]) -> Split | str:
+        """Return how the query can be answered with less than all rows, or why it can not.
 
         It is for after the survey, and for nothing to come after it.
         """
@@ -153,11 +164,16 @@ class PostgreSQLGathering(PostgreSQLReceiving):
             split = split_query(
                 self._rows, _VIEW, gathered, self._read_by_it, views, shards, self._functions
             )
-        except NotSplitError:
-            return None
+        except NotSplitError as error:
+            return error.reason
         if self._has_whole_rows and split.strategy != "union":
-            return None  # whose type is a table's, which a narrower one has not
-        return replace(split, tables=tuple(self.extracts))
+            return "whole-rows"  # whose type is a table's, which a narrower one has not
+        defined = definitions_of(self._rows, [one.full_name for one in self._read_by_it.values()])
+        tables = tuple(
+            replace(one, definition=defined.get(one.full_name, ""), is_whole=self._has_whole_rows)
+            for one in (*self.extracts, *map(self._compared, self._others()))
+        )
+        return replace(split, tables=tables)
 
     def prepare(self) -> None:
         """Make the temporary tables."""
@@ -180,7 +196,7 @@ class PostgreSQLGathering(PostgreSQLReceiving):
         """Run the query over what was gathered; the transaction then ends."""
         by_oid = dict(zip(self._gathered, self.extracts, strict=True))
         for oid, numbers in self._keys.items():
-            named = {number: name for number, name, *_ in self._rows(COLUMNS, table=oid, key="")}
+            named = {one.number: one.name for one in self._columns[oid]}
             key = ", ".join(double_quoted(named[number]) for number in numbers)
             name = double_quoted(by_oid[oid].table)
             self._run(f"ALTER TABLE pg_temp.{name} ADD PRIMARY KEY ({key})")
@@ -257,25 +273,17 @@ class PostgreSQLGathering(PostgreSQLReceiving):
                 f"it reads several sharded tables, or views of them, named "
                 f"{', '.join(map(repr, twice))}, of which only one can be gathered at a time",
             )
-        if self._has_whole_rows:  # whose columns the server does not list
-            self._gathered = {
-                oid: one._replace(
-                    columns=[row[0] for row in self._rows(COLUMNS, table=oid, key="")]
-                )
-                for oid, one in self._gathered.items()
-            }
 
     def _find_views(self, views: dict[int, Relation]) -> None:
         """Keep the definitions of views over sharded tables, each behind those that it reads."""
         schemas = {r.schema for r in (*self._gathered.values(), *views.values())}
-        # the server then writes their names without a schema, so that pg_temp has its say
-        ((current,),) = self._rows("SELECT current_setting('search_path')")
-        ((in_front,),) = self._rows("SELECT current_schemas(false)")
-        behind = ", ".join(map(double_quoted, sorted(schemas - set(in_front))))
-        # wherever pg_temp stands in it: it is to come first
-        front = [one for one in current.split(",") if one.strip() not in ("", "pg_temp")]
-        path = ", ".join([*front, behind] if behind else front)
-        self._rows("SELECT set_config('search_path', %(path)s, true)", path=path)
+        # the server then writes their names without a schema, so that pg_temp has its say:
+        # wherever that stands in it, it is to come first
+        ((current,),) = self._rows("SELECT current_schemas(false)")
+        front = [one for one in current if not one.startswith("pg_temp_")]
+        path = ", ".join(map(double_quoted, (*front, *sorted(schemas - set(front)))))
+        self.settings = (f"SET LOCAL search_path TO {path}",)
+        self._rows(*self.settings)
         needs = {
             oid: {found for (found,) in self._rows(READ_BY, view=oid)} & set(views) for oid in views
         }
@@ -304,25 +312,41 @@ class PostgreSQLGathering(PostgreSQLReceiving):
             )
 
     def _extract(self, relation: Relation, key: str) -> Extract:
-        columns = self._rows(COLUMNS, table=relation.oid, key=key)
-        wanted = set(relation.columns) | set(self._keys.get(relation.oid, ()))
-        chosen = [one for one in columns if one[0] in wanted]
-        chosen = chosen or [one for one in columns if one[1] == key] or columns[:1]
-        if any(is_a_name for _, _, _, is_a_name, *_ in chosen):
+        columns = self._columns[relation.oid]
+        chosen = self._chosen(relation)
+        chosen = chosen or [one for one in columns if one.name == key] or columns[:1]
+        if any(one.names_objects for one in chosen):
             raise MergeRefusedError(
                 "column-type",
                 f"a column of {relation.full_name} names objects of its own database (regclass and "
                 "the like): leave it out, or cast it to text on each shard",
             )
-        names = ", ".join(double_quoted(name) for _, name, *_ in chosen)
+        names = ", ".join(double_quoted(one.name) for one in chosen)
         select = f"SELECT {names} FROM {relation.full_name}"
-        in_text = any(needs_text for _, _, needs_text, *_ in chosen)
-        into = f"{double_quoted(relation.name)} ({names})"
-        types = tuple((name, *of_type) for _, name, _, _, *of_type in chosen)
-        full_name, database = relation.full_name, self._database
-        return Extract(
-            relation.name, key, select, into, in_text, full_name, types, database=database
+        return replace(
+            self._compared(relation),
+            key=key,
+            select=select,
+            into=f"{double_quoted(relation.name)} ({names})",
+            in_text=any(one.needs_text for one in chosen),
+            types=types_of(chosen, key),
+            settings=tuple(self.settings),
         )
+
+    def _chosen(self, relation: Relation) -> list[ColumnFacts]:
+        """Return the columns that are read of a table; all, where whole rows are."""
+        wanted = {*relation.columns, *self._keys.get(relation.oid, ())}
+        columns = self._columns[relation.oid]
+        return [one for one in columns if one.number in wanted or self._has_whole_rows]
+
+    def _compared(self, relation: Relation) -> Extract:
+        """Return what all databases must agree on of a table or view that is not gathered."""
+        types = types_of(self._chosen(relation), "")
+        name, full_name = relation.name, relation.full_name
+        return Extract(name, "", "", "", False, full_name, types, database=self._database)
+
+    def _others(self) -> list[Relation]:
+        return [one for oid, one in self._read_by_it.items() if oid not in self._gathered]
 
     def _check_final_text(self) -> None:
         """Make sure that what will run reads no slice of its own."""

@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
 from dask_shardsql.engine.drivers.gathering import Extract, Split, Survey
-from dask_shardsql.engine.drivers.postgresql_catalog import JIT, NO_JIT, compare_tables
+from dask_shardsql.engine.drivers.postgresql_catalog import JIT, NO_JIT
+from dask_shardsql.engine.drivers.postgresql_columns import asking, compare_tables
 from dask_shardsql.engine.drivers.postgresql_copy import describing, end_transaction, runner
 from dask_shardsql.engine.drivers.postgresql_params import read_strings_as_standard
 from dask_shardsql.engine.drivers.postgresql_script import Script, pins
@@ -53,6 +54,7 @@ class PostgreSQLReceiving:
     def __init__(self, connection: Any, query: Query) -> None:
         self._connection, self._query = connection, query
         self._cursor = connection.cursor()
+        self._rows = asking(self._cursor)
         self.extracts: Sequence[Extract] = ()
         self.settings: Sequence[str] = ()
         self.tables: Sequence[Extract] = ()
@@ -62,7 +64,7 @@ class PostgreSQLReceiving:
         read_strings_as_standard(source)
         with source.cursor() as cursor:
             cursor.execute("; ".join((BEGIN + " ONLY", NO_JIT, *pins(self._query), *self.settings)))
-            compare_tables(cursor, self.tables)
+            compare_tables(asking(cursor), self.tables)
             for extract in extracts:
                 if extract.described:
                     _compare(cursor, extract)
@@ -130,10 +132,9 @@ class PostgreSQLMerging(PostgreSQLReceiving):
             for part in self._split.extracts
         )
         self._cursor.execute("; ".join((*begin, *tables, "SET TRANSACTION READ ONLY")))
-        compare_tables(self._cursor, self.tables)
+        compare_tables(self._rows, self.tables)
         if any(SETTING in one for one in self.settings):  # the others are told this one's
-            self._cursor.execute(f"SELECT pg_catalog.current_setting('{SETTING}')")
-            ((instant,),) = self._cursor.fetchall()
+            ((instant,),) = self._rows(f"SELECT pg_catalog.current_setting('{SETTING}')")
             self.settings = (*self.settings, f"SET LOCAL {SETTING} = '{instant}'")
         described = []
         for part in self._split.extracts:

@@ -52,7 +52,7 @@ def begin(query: Query) -> tuple[str, ...]:
 def pins(query: Query) -> tuple[str, ...]:
     """Return the statements that pin what decides how values are written and compared."""
     name = f"dask_shardsql:{query.query_id}".replace("'", "")[:63]
-    return *_PINS, f"SET LOCAL application_name = '{name}'"
+    return *_PINS, f"SET LOCAL application_name = '{name}'", *query.settings
 
 
 class Request(NamedTuple):

@@ -14,12 +14,13 @@ from dataclasses import replace
 from typing import Any
 
 from dask_shardsql.engine.drivers.base import Query
+from dask_shardsql.engine.drivers.gathering import Estimate
 from dask_shardsql.engine.drivers.rows import double_quoted
 from dask_shardsql.engine.drivers.slicing import Part, Slicing
 from dask_shardsql.errors import ColumnError, ConfigurationError, QueryError
 from dask_shardsql.sql.statement import words_of
 
-__all__ = ["BEGIN_HOLDING", "SLICE_SETTINGS", "cut", "hold", "measure", "planned_bytes"]
+__all__ = ["BEGIN_HOLDING", "SLICE_SETTINGS", "cut", "hold", "measure", "planned"]
 
 Run = Callable[[str], Sequence[Sequence[Any]]]
 
@@ -79,14 +80,14 @@ def measure(run: Run, text: str, slicing: Slicing) -> int:
                 _refuse_without_ctid(name, kind)
         if all(kind in _WITH_CTID for _, kind, _, _ in tables):
             return sum(nbytes for _, _, _, nbytes in tables)
-    return planned_bytes(run, text)
+    return planned(run, text).nbytes
 
 
-def planned_bytes(run: Run, text: str) -> int:
-    """Return about how many bytes a query gives, as the planner sees it."""
+def planned(run: Run, text: str) -> Estimate:
+    """Return about how much a query gives, as the planner sees it."""
     ((plan,),) = run(f"EXPLAIN (FORMAT JSON) {text}")
     top = (json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]
-    return int(top["Plan Rows"]) * int(top["Plan Width"])
+    return Estimate(int(top["Plan Rows"]), int(top["Plan Rows"]) * int(top["Plan Width"]))
 
 
 def hold(

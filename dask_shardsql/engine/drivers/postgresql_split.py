@@ -7,7 +7,7 @@ the final query must have the names, types and collations of the user's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import psycopg2
@@ -15,11 +15,11 @@ import psycopg2
 from dask_shardsql.engine.drivers.gathering import Extract, Split
 from dask_shardsql.engine.drivers.postgresql_catalog import (
     ATTRIBUTES,
-    COLUMNS,
     KEY_FACTS,
     RELATIONS,
     Relation,
 )
+from dask_shardsql.engine.drivers.postgresql_columns import Rows, columns_in, types_of
 from dask_shardsql.engine.drivers.rows import double_quoted
 from dask_shardsql.sql.canonical import SYNONYMS, NotSplitError, parse, same_words, written
 from dask_shardsql.sql.catalog import Catalog, Sharded
@@ -75,8 +75,6 @@ _PINNED_PREFIXES = ("date_", "timestamp_", "timestamptz_")  # comparisons, sums 
 # equal values are the same bytes, whatever else they are compared with in the group
 _INTEGERS, _TEXTS = {"int2", "int4", "int8"}, {"text", "varchar"}
 _IDENTICAL = {"uuid", "date", "timestamp", "bool", "bytea"}
-
-Rows = Callable[..., list[tuple[Any, ...]]]
 
 
 def split_query(
@@ -156,8 +154,10 @@ def split_query(
         extracts = tuple(_extract(rows, n, one, settings) for n, one in enumerate(found.partials))
         if found.final:
             _refuse_other_columns(rows, view, found.final, {*gathered, *views})
-        way = (found.strategy, found.reason, found.shards)
-        return Split(settings, extracts, found.final, (), *way)
+        else:
+            _refuse_other_columns(rows, view, text, set())
+        way = (found.strategy, found.reason, found.shards, tuple(catalog.conditions))
+        return Split(settings, extracts, found.final, text, (), *way)
     except psycopg2.Error as error:
         if error.pgcode is None or error.pgcode[:2] in ("57", "08", "58", "53", "40"):
             raise
@@ -235,11 +235,11 @@ def _extract(rows: Rows, number: int, partial: Partial, settings: tuple[str, ...
     """Make the temporary table for a partial query, and return what is copied into it."""
     name = table_of(number)
     rows(f"CREATE TEMPORARY TABLE {name} ON COMMIT DROP AS\n{partial.select}\nWITH NO DATA")
-    columns = rows(COLUMNS, table=f"pg_temp.{name}", key="")
-    if any(is_a_name for _, _, _, is_a_name, *_ in columns):
+    (columns,) = columns_in(rows, [f"pg_temp.{name}"])
+    if any(one.names_objects for one in columns):
         raise NotSplitError("column-type")
-    in_text = any(needs_text for _, _, needs_text, *_ in columns)
-    types = tuple((name, *of_type) for _, name, _, _, *of_type in columns)
+    in_text = any(one.needs_text for one in columns)
+    types = types_of(columns, "")
     tables = ", ".join(partial.tables)
     return Extract(
         tables, "", partial.select, name, in_text, "", types, (), settings, "", partial.shards

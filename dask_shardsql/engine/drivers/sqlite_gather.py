@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
-from dask_shardsql.engine.drivers.gathering import Extract, Survey, TargetFailedError
+from dask_shardsql.engine.drivers.gathering import Estimate, Extract, Survey, TargetFailedError
 from dask_shardsql.engine.drivers.rows import double_quoted, folded
 from dask_shardsql.errors import MergeRefusedError, SchemaMismatchError
 from dask_shardsql.topology import ShardedTable
@@ -287,8 +287,8 @@ class SQLiteGathering:
             count(held - before)
 
 
-def estimate(connection: Any, query: Query, extracts: Sequence[Extract]) -> list[int]:
-    """Return about how many bytes each of the extracts has in a file; whatever the query.
+def estimate(connection: Any, query: Query, extracts: Sequence[Extract]) -> list[Estimate]:
+    """Return about how much each of the extracts has in a file; whatever the query.
 
     Raises
     ------
@@ -343,16 +343,16 @@ def _compare(connection: Any, extract: Extract) -> None:
         )
 
 
-def _size(connection: Any, extract: Extract) -> int:
+def _size(connection: Any, extract: Extract) -> Estimate:
     table = double_quoted(extract.table)
     if not connection.execute(_COLUMNS, (extract.table,)).fetchall():
-        return 0  # a reference table that only the shard that gathers has
+        return Estimate()  # a reference table that only the shard that gathers has
     ((rows,),) = connection.execute(f"SELECT count(*) FROM {table}")
     names = [double_quoted(name or "") for name, *_, generated in extract.types if not generated]
     widths = " + ".join(f"coalesce(length(CAST({name} AS BLOB)), 0) + 1" for name in names)
     sample = f"SELECT {widths} AS w FROM {table} LIMIT {_SAMPLE}"
     ((width,),) = connection.execute(f"SELECT avg(w) FROM ({sample})")
-    return int(rows * ((width or 0) + 8))
+    return Estimate(rows, int(rows * ((width or 0) + 8)))
 
 
 def _held(memory: Any) -> int:
