@@ -242,6 +242,15 @@ def test_shards_must_agree(old, new, match, tmp_path):
         dss.collect("SELECT count(*) FROM orders", topology, merge="global")
 
 
+def test_views_must_agree_where_they_are_read(tmp_path):
+    other = SCHEMA.replace("WHERE weight > 2", "WHERE weight > 3", 1)
+    files = [make(tmp_path / f"{i}.duckdb", i, 2, one) for i, one in enumerate([SCHEMA, other])]
+    topology = dss.Topology.from_dsns({"s0": files[0], "s1": files[1]}, sharded=SHARDED)
+    dss.collect("SELECT count(*) FROM orders JOIN kinds USING (kind)", topology, merge="global")
+    with pytest.raises(dss.SchemaMismatchError, match="heavy is defined in another way"):
+        dss.collect("SELECT count(*) FROM orders JOIN heavy USING (kind)", topology, merge="global")
+
+
 def test_files_of_one_name_in_several_folders(tmp_path):
     files = {}
     for i in range(2):

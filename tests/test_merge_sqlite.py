@@ -273,6 +273,15 @@ def test_shards_must_agree(old, new, match, tmp_path):
         dss.collect(f"SELECT {COUNT} FROM orders", topology, merge="global")
 
 
+def test_views_must_agree_where_they_are_read(tmp_path):
+    other = SCHEMA.replace("WHERE weight > 2", "WHERE weight > 3", 1)
+    files = [make(tmp_path / f"{i}.db", i, 2, one) for i, one in enumerate([SCHEMA, other])]
+    topology = dss.Topology.from_dsns({"s0": files[0], "s1": files[1]}, sharded=SHARDED)
+    dss.collect(f"SELECT {COUNT} FROM orders JOIN kinds USING (kind)", topology, merge="global")
+    with pytest.raises(dss.SchemaMismatchError, match="heavy is defined in another way"):
+        dss.collect(f"SELECT {COUNT} FROM orders JOIN heavy USING (kind)", topology, merge="global")
+
+
 def test_utf_16_files_are_gathered_in_their_own_order(tmp_path, whole):
     schema = "PRAGMA encoding = 'UTF-16le';" + SCHEMA
     topology = make_shards(tmp_path, 3, schema)

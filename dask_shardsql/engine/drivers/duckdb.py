@@ -31,7 +31,8 @@ import pyarrow as pa
 
 from dask_shardsql.config import Settings
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
-from dask_shardsql.engine.drivers.duckdb_gather import DuckDBGathering, estimate, interrupt_beside
+from dask_shardsql.engine.drivers.duckdb_gather import DuckDBGathering, interrupt_beside
+from dask_shardsql.engine.drivers.duckdb_tables import estimate
 from dask_shardsql.engine.drivers.gathering import Gathering, GathersOnly
 from dask_shardsql.engine.drivers.postgresql_types import makes_nulls
 from dask_shardsql.engine.drivers.rows import double_quoted, plain_params, to_array
@@ -211,9 +212,8 @@ class DuckDBDriver(GathersOnly):
     estimate = staticmethod(estimate)
 
     def _describe(self, connection: Any, query: Query) -> Columns:
-        params = plain_params(query.params)
-        described = _run(lambda: connection.execute("DESCRIBE\n" + query.sql, params), query)
-        entries = described.fetchall()
+        params, text = plain_params(query.params), "DESCRIBE\n" + query.sql
+        entries = _run(lambda: connection.execute(text, params), query).fetchall()
         types = _types(connection, query, params)
         not_null = query.find_not_null and not (
             makes_nulls(query.sql) or re.search(r"\bpositional\b", query.sql, re.IGNORECASE)

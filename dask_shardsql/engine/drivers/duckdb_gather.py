@@ -17,22 +17,25 @@ from weakref import WeakKeyDictionary
 import duckdb
 
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
-from dask_shardsql.engine.drivers.gathering import Estimate, Extract, Survey, TargetFailedError
+from dask_shardsql.engine.drivers.duckdb_tables import (
+    HERE,
+    TABLES,
+    collations_of,
+    definitions_of,
+    full_name,
+    types_of,
+    width_of,
+)
+from dask_shardsql.engine.drivers.gathering import Extract, Survey, TargetFailedError
 from dask_shardsql.engine.drivers.rows import double_quoted, folded, plain_params
-from dask_shardsql.errors import MergeRefusedError, SchemaMismatchError
+from dask_shardsql.errors import MergeRefusedError
 from dask_shardsql.topology import ShardedTable
 
-__all__ = ["DuckDBGathering", "estimate", "interrupt_beside"]
+__all__ = ["DuckDBGathering", "interrupt_beside"]
 
 _SOURCE = "dask_shardsql_source"
-_ROWS, _SAMPLE = 1 << 20, 10_000
-_HERE = "database_name = current_database()"
-_TABLES = f"SELECT schema_name, table_name FROM duckdb_tables() WHERE {_HERE}"
-_VIEWS = f"SELECT schema_name, view_name FROM duckdb_views() WHERE {_HERE} AND NOT internal"
-_DEFINITIONS = f"""
-    SELECT view_name, sql FROM duckdb_views() WHERE {_HERE} AND NOT internal
-    UNION ALL SELECT function_name, macro_definition FROM duckdb_functions()
-    WHERE {_HERE} AND NOT internal AND macro_definition IS NOT NULL"""
+_ROWS = 1 << 20
+_VIEWS = f"SELECT schema_name, view_name FROM duckdb_views() WHERE {HERE} AND NOT internal"
 _SETTINGS = "SELECT name, value FROM duckdb_settings() WHERE value IS NOT NULL"
 # these are of a connection, or are set when the file is no more needed
 _ACCESS = ("allowed_directories", "allowed_paths", "enable_external_access")
@@ -45,10 +48,6 @@ _REFUSED = (
         "something of one file",
     ),
 )
-_WIDTHS = {"BOOLEAN": 1, "TINYINT": 1, "SMALLINT": 2, "INTEGER": 4, "FLOAT": 4, "DATE": 4}
-_WIDTHS |= {"BIGINT": 8, "DOUBLE": 8, "TIME": 8, "TIMESTAMP": 8, "HUGEINT": 16, "UUID": 16}
-_WIDTHS |= {f"U{name}": width for name, width in _WIDTHS.items() if name.endswith("INT")}
-_WIDTHS |= {"UINTEGER": 4, "TIMESTAMP WITH TIME ZONE": 8, "INTERVAL": 16}
 
 # the databases in memory that work for a connection
 _beside: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
@@ -93,7 +92,7 @@ class DuckDBGathering:
         MergeRefusedError
             The query cannot be answered in this way.
         """
-        tables = self._rows(_TABLES)
+        tables = self._rows(TABLES)
         keys = self._keys(tables)
         text = self._text()
         named = [table for table in tables if folded(table[1]) in text]
@@ -104,7 +103,12 @@ class DuckDBGathering:
         if len(others) == len(read):
             return Survey(self._query.sql, (), others=others)
         self._extracts = tuple(self._extract(*table, keys.get(table, "")) for table in read)
-        return Survey(self._query.sql, self._extracts, self._query.sql, others=others)
+        defined = tuple(
+            Extract(name, "", "", "", definition=definition)
+            for name, definition in self._named_definitions().items()
+        )
+        text = self._query.sql
+        return Survey(text, self._extracts, text, others=others, tables=defined)
 
     def prepare(self) -> None:
         """Do nothing: the survey has made the database in memory."""
@@ -167,15 +171,24 @@ class DuckDBGathering:
 
     def _text(self) -> str:
         """Return the query, with the definitions of the views and macros that it names."""
-        text, left = folded(self._query.sql), self._rows(_DEFINITIONS)
-        while named := [one for one in left if folded(one[0]) in text]:
-            left = [one for one in left if one not in named]
-            text = "\n".join([text, *(folded(definition) for _, definition in named)])
-        return text.replace('""', '"')
+        definitions = map(folded, self._named_definitions().values())
+        return "\n".join([folded(self._query.sql), *definitions]).replace('""', '"')
+
+    def _named_definitions(self) -> dict[str, str]:
+        """Return those of the views and macros that it names, also in one another."""
+        text, left = folded(self._query.sql), definitions_of(self._connection)
+        found: dict[str, str] = {}
+        while named := {name: left[name] for name in left if folded(name) in text}:
+            left = {name: left[name] for name in left if name not in named}
+            text = "\n".join([text, *map(folded, named.values())])
+            found |= named
+        return found
 
     def _refuse_what_differs(self, text: str, named: Sequence[tuple[str, str]]) -> None:
         """Refuse what says something of one file."""
-        columns = {folded(name) for table in named for name, _ in _types(self._connection, *table)}
+        columns = {
+            folded(name) for table in named for name, _ in types_of(self._connection, *table)
+        }
         for reason, words, what in _REFUSED:
             found = re.search(rf"\b(?:{words})\b", text)
             if found and found[0] not in columns:
@@ -184,11 +197,11 @@ class DuckDBGathering:
                 )
 
     def _extract(self, schema: str, name: str, key: str) -> Extract:
-        full = _full(schema, name)
+        full = full_name(schema, name)
         shown = name if schema == "main" else f"{schema}.{name}"
-        types = _types(self._connection, schema, name)
+        types = types_of(self._connection, schema, name)
         select = f"SELECT {', '.join(double_quoted(column) for column, _ in types)} FROM {full}"
-        collations = _collations(self._connection, schema, name)
+        collations = collations_of(self._connection, schema, name)
         return Extract(shown, key, select, full, full_name=full, types=types, database=collations)
 
     def _open(self) -> Any:
@@ -221,7 +234,7 @@ class DuckDBGathering:
         memory.execute(f"USE {name}")
         with self._attached(self._connection):
             memory.execute(f"COPY FROM DATABASE {_SOURCE} TO {name} (SCHEMA)")
-        left = [_full(*table) for table in memory.execute(_TABLES).fetchall()]
+        left = [full_name(*table) for table in memory.execute(TABLES).fetchall()]
         while left:  # those that others refer to come last
             kept = [table for table in left if not self._drops(table)]
             if len(kept) == len(left):
@@ -244,7 +257,7 @@ class DuckDBGathering:
                 named = tables
             for table in sorted(named):
                 name = folded(table[1])
-                self._memory.execute(f"DROP TABLE {_full(*table)}")
+                self._memory.execute(f"DROP TABLE {full_name(*table)}")
                 # without it, a name could mean another one
                 is_alone = names.count(name) == 1 and not name.startswith("pg_")
                 if not (is_alone and self._is_understood()):
@@ -255,7 +268,7 @@ class DuckDBGathering:
     def _create(self, tables: Sequence[tuple[str, str]]) -> None:
         """Make tables as they are in the file that is attached, without rows or constraints."""
         for table in tables:
-            name = _full(*table)
+            name = full_name(*table)
             self._memory.execute(f"CREATE TABLE {name} AS FROM {_SOURCE}.{name} LIMIT 0")
 
     def _is_understood(self) -> bool:
@@ -267,7 +280,7 @@ class DuckDBGathering:
 
     @contextmanager
     def _attached(self, source: Any) -> Iterator[None]:
-        where = f"SELECT path FROM duckdb_databases() WHERE {_HERE}"
+        where = f"SELECT path FROM duckdb_databases() WHERE {HERE}"
         ((path,),) = source.execute(where).fetchall()
         quoted = path.replace("'", "''")
         self._memory.execute(f"ATTACH '{quoted}' AS {_SOURCE} (READ_ONLY)")
@@ -290,7 +303,7 @@ class DuckDBGathering:
                 table = f"{_SOURCE}.{one.full_name}"
                 for where in _parts(self._memory, table, one):
                     ((nbytes,),) = self._memory.execute(
-                        f"SELECT sum({_width(one)}) FROM {table} {where}"
+                        f"SELECT sum({width_of(one)}) FROM {table} {where}"
                     ).fetchall()
                     count(int(nbytes or 0))
                     self._memory.execute(
@@ -303,83 +316,6 @@ def interrupt_beside(connection: Any) -> None:
     memory = _beside.get(connection)
     if memory is not None:
         memory.interrupt()
-
-
-def estimate(connection: Any, query: Query, extracts: Sequence[Extract]) -> list[Estimate]:
-    """Return about how much each of the extracts has in a file; whatever the query.
-
-    Raises
-    ------
-    SchemaMismatchError
-        A sharded table is not what it is on the shard that gathers.
-    """
-    tables = {_full(*table): table for table in connection.execute(_TABLES).fetchall()}
-    sizes = []
-    for one in extracts:
-        if one.key:
-            _compare(connection, one, tables)
-        if one.full_name not in tables:
-            sizes.append(Estimate())  # a reference table that only the shard that gathers has
-            continue
-        sample = f"SELECT {_width(one)} AS w FROM {one.full_name} LIMIT {_SAMPLE}"
-        text = f"SELECT (SELECT count(*) FROM {one.full_name}), avg(w) FROM ({sample})"
-        ((rows, width),) = connection.execute(text).fetchall()
-        sizes.append(Estimate(rows, int(rows * (width or 0))))
-    return sizes
-
-
-def _full(schema: str, name: str) -> str:
-    return f"{double_quoted(schema)}.{double_quoted(name)}"
-
-
-def _types(connection: Any, schema: str, name: str) -> tuple[tuple[str, str], ...]:
-    """Return each column's name and type, with an enum's labels."""
-    found = connection.execute(f"DESCRIBE {_full(schema, name)}").fetchall()
-    return tuple((row[0], row[1]) for row in found)
-
-
-def _collations(connection: Any, schema: str, name: str) -> str:
-    """Return in which order the columns of a table have which collations."""
-    text = f"{_TABLES.replace('table_name FROM', 'table_name, sql FROM')} AND table_name = ?"
-    ((_, _, sql),) = (
-        row for row in connection.execute(text, [name]).fetchall() if row[0] == schema
-    )
-    return " ".join(re.findall(r"(\S+ \S+ COLLATE [\w.]+)", sql))
-
-
-def _compare(connection: Any, extract: Extract, tables: dict[str, tuple[str, str]]) -> None:
-    name, problem = extract.table, ""
-    if extract.full_name not in tables:
-        problem = f"the table {name!r} is missing here, and is there"
-    else:
-        found = dict(_types(connection, *tables[extract.full_name]))
-        wanted = {name or "": kind or "" for name, kind in extract.types}
-        for column in sorted({*found, *wanted}):
-            here, there = found.get(column, "missing"), wanted.get(column, "missing")
-            if here != there and not problem:
-                problem = f"column {column!r} of {name!r} is {here} here, and {there}"
-        here = _collations(connection, *tables[extract.full_name])
-        if here != extract.database and not problem:
-            problem = f"the collations of {name!r} are ({here}) here, and ({extract.database})"
-    if problem:
-        raise SchemaMismatchError(
-            f"{problem} on the shard that gathers: values would be converted or ordered in another "
-            "way. Make them agree"
-        )
-
-
-def _width(extract: Extract) -> str:
-    """Return an expression for the bytes of a row."""
-    fixed, texts = 1, []
-    for name, kind in extract.types:
-        column = double_quoted(name or "")
-        if kind in _WIDTHS:
-            fixed += _WIDTHS[kind]
-        elif (kind or "").startswith("DECIMAL"):
-            fixed += 16
-        else:
-            texts.append(f"coalesce(strlen(CAST({column} AS VARCHAR)), 0)")
-    return " + ".join([str(fixed), *texts])
 
 
 def _parts(memory: Any, table: str, extract: Extract) -> Iterator[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 from dask_shardsql.engine.drivers.base import Columns, Driver, OnBatch, Query
-from dask_shardsql.errors import ConfigurationError
+from dask_shardsql.errors import ConfigurationError, SchemaMismatchError
 from dask_shardsql.topology import Server, ShardedTable
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Survey",
     "TargetFailedError",
     "can_gather",
+    "refuse_other_view",
 ]
 
 
@@ -293,3 +294,20 @@ def can_gather(driver: Driver, elsewhere: Server | None = None) -> GatheringDriv
         f"driver {driver.name!r} cannot answer a query over the rows of all shards yet: leave out "
         "merge='global', for the union of the shards' answers"
     )
+
+
+def refuse_other_view(extract: Extract, definition: str) -> None:
+    """Refuse a view that is defined in another way than where the query was looked at.
+
+    Raises
+    ------
+    SchemaMismatchError
+        It is; or it is a view on one of them only.
+    """
+    if " ".join(definition.split()) != " ".join(extract.definition.split()):
+        here, there = (text or "(it is no view)" for text in (definition, extract.definition))
+        raise SchemaMismatchError(
+            f"{extract.full_name or extract.table} is defined in another way than on the shard "
+            f"that this one is compared with. Here:\n{here}\nThere:\n{there}\nDefine it alike "
+            "on all shards"
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from dask_shardsql.engine.drivers.gathering import Extract
+from dask_shardsql.engine.drivers.gathering import Extract, refuse_other_view
 from dask_shardsql.errors import SchemaMismatchError
 
 __all__ = [
@@ -187,13 +187,7 @@ def compare_tables(rows: Rows, tables: Sequence[Extract]) -> None:
         _compare_columns(table, types_of(columns, table.key))
     found = definitions_of(rows, names)
     for table in tables:
-        both = found.get(table.full_name, ""), table.definition
-        if both[0] != both[1]:
-            here, there = (text or " it is no view" for text in both)
-            raise SchemaMismatchError(
-                f"{table.full_name} is defined in another way than on the shard that this one is "
-                f"compared with. Here:\n{here}\nThere:\n{there}\nDefine it alike on all shards"
-            )
+        refuse_other_view(table, found.get(table.full_name, ""))
 
 
 def _compare_columns(table: Extract, columns: Sequence[tuple[str | None, ...]]) -> None:

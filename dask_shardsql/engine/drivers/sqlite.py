@@ -44,7 +44,8 @@ from dask_shardsql.config import Settings
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
 from dask_shardsql.engine.drivers.gathering import Gathering, GathersOnly
 from dask_shardsql.engine.drivers.rows import double_quoted, plain_params, read_rows
-from dask_shardsql.engine.drivers.sqlite_gather import SQLiteGathering, estimate
+from dask_shardsql.engine.drivers.sqlite_gather import SQLiteGathering
+from dask_shardsql.engine.drivers.sqlite_tables import estimate
 from dask_shardsql.errors import (
     ConfigurationError,
     ConnectionLostError,

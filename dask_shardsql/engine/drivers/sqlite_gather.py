@@ -16,20 +16,19 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
-from dask_shardsql.engine.drivers.gathering import Estimate, Extract, Survey, TargetFailedError
+from dask_shardsql.engine.drivers.gathering import Extract, Survey, TargetFailedError
 from dask_shardsql.engine.drivers.rows import double_quoted, folded
-from dask_shardsql.errors import MergeRefusedError, SchemaMismatchError
+from dask_shardsql.engine.drivers.sqlite_tables import COLUMNS, types_of
+from dask_shardsql.errors import MergeRefusedError
 from dask_shardsql.topology import ShardedTable
 
-__all__ = ["SQLiteGathering", "estimate"]
+__all__ = ["SQLiteGathering"]
 
 _SOURCE = "dask_shardsql_source"
-_ROWS, _SAMPLE = 16_384, 1000
+_ROWS = 16_384
 _ROWIDS = (-(2**63), 2**63 - 1)
 _SCHEMA = "SELECT type, name, tbl_name, sql FROM sqlite_master"
 _OPENED = "SELECT rootpage, tbl_name FROM sqlite_master UNION ALL SELECT 1, 'sqlite_master'"
-_COLUMNS = "SELECT name, type, hidden FROM pragma_table_xinfo(?) ORDER BY cid"
-_GENERATED = (2, 3)
 _OF_ONE_FILE = ("dbstat", "sqlite_", "pragma_")
 # what they say is of one connection, or of where a row is stored
 _FUNCTIONS = ("changes", "last_insert_rowid", "sqlite_offset", "total_changes")
@@ -78,7 +77,7 @@ class SQLiteGathering:
         self._connection.execute("BEGIN")
         self._schema = self._connection.execute(_SCHEMA).fetchall()
         sharded = self._sharded_names()
-        reads, functions = self._found_by(self._connection)
+        reads, functions, views = self._found_by(self._connection)
         self._refuse_what_differs(reads, functions)
         tables = self._tables()
         names = sorted({folded(table) for table, _ in reads} & set(tables))
@@ -89,7 +88,13 @@ class SQLiteGathering:
         self._extracts = tuple(
             self._extract(tables[name], sharded.get(name, ""), encoding) for name in names
         )
-        return Survey(self._query.sql, self._extracts, self._query.sql, others=others)
+        definitions = {name: sql or "" for kind, name, _, sql in self._schema if kind == "view"}
+        defined = tuple(
+            Extract(name, "", "", "", database=encoding, definition=definitions[name])
+            for name in sorted(views & set(definitions))
+        )
+        text = self._query.sql
+        return Survey(text, self._extracts, text, others=others, tables=defined)
 
     def prepare(self) -> None:
         """Make a database in memory, with all tables, still empty, and all views."""
@@ -140,7 +145,7 @@ class SQLiteGathering:
             if kind == "index" and sql and table in needed:
                 with _one_row_each(table), suppress(sqlite3.OperationalError):
                     memory.execute(sql)
-        reads, _ = self._found_by(memory)
+        reads, _, _ = self._found_by(memory)
         tables = self._tables()
         missing = {folded(table) for table, _ in reads} & set(tables) - set(map(folded, needed))
         if missing:
@@ -183,12 +188,16 @@ class SQLiteGathering:
             keys[name] = table.key
         return keys
 
-    def _found_by(self, connection: Any) -> tuple[set[tuple[str, str]], set[str]]:
-        """Return the tables and columns that the query reads, and the functions it calls."""
+    def _found_by(self, connection: Any) -> tuple[set[tuple[str, str]], set[str], set[str]]:
+        """Return the columns, with their tables, that the query reads, functions, and views."""
         reads: set[tuple[str, str]] = set()
         functions: set[str] = set()
+        views: set[str] = set()
 
-        def note(action: int, one: str | None, other: str | None, *_: str | None) -> int:
+        def note(
+            action: int, one: str | None, other: str | None, _: str | None, view: str | None
+        ) -> int:
+            views.add(view or "")
             if action == sqlite3.SQLITE_READ:
                 reads.add((one or "", other or ""))
             elif action == sqlite3.SQLITE_FUNCTION:
@@ -205,11 +214,11 @@ class SQLiteGathering:
         opened = {step[3] for step in steps if step[1] in ("OpenRead", "ReopenIdx") and not step[4]}
         reads |= {(table_at[page], "") for page in opened}
         if any(step[1] == "VOpen" for step in steps):  # which table, it does not say
-            views = [sql or "" for kind, _, _, sql in self._schema if kind == "view"]
-            texts = folded("\n".join([text, *views]))
+            defined = [sql or "" for kind, _, _, sql in self._schema if kind == "view"]
+            texts = folded("\n".join([text, *defined]))
             of_modules = {name for _, name, _, sql in self._schema if _is_virtual(sql)}
             reads |= {(name, "") for name in {*of_modules, "dbstat"} if folded(name) in texts}
-        return reads, functions
+        return reads, functions, views
 
     def _refuse_what_differs(self, reads: set[tuple[str, str]], functions: set[str]) -> None:
         """Refuse what says something of one file, or may read a table in a way that is not seen."""
@@ -245,11 +254,11 @@ class SQLiteGathering:
                 )
 
     def _has(self, table: str, column: str) -> bool:
-        found = self._connection.execute(_COLUMNS, (table,)).fetchall()
+        found = self._connection.execute(COLUMNS, (table,)).fetchall()
         return column in (folded(name) for name, _, _ in found)
 
     def _extract(self, table: str, key: str, encoding: str) -> Extract:
-        types = _types(self._connection, table)
+        types = types_of(self._connection, table)
         names = ", ".join(
             double_quoted(name or "") for name, *_, generated in types if not generated
         )
@@ -287,72 +296,8 @@ class SQLiteGathering:
             count(held - before)
 
 
-def estimate(connection: Any, query: Query, extracts: Sequence[Extract]) -> list[Estimate]:
-    """Return about how much each of the extracts has in a file; whatever the query.
-
-    Raises
-    ------
-    SchemaMismatchError
-        A sharded table is not what it is on the shard that gathers.
-    """
-    try:
-        connection.execute("BEGIN")
-        for one in extracts:
-            if one.key:
-                _compare(connection, one)
-        return [_size(connection, one) for one in extracts]
-    finally:
-        connection.execute("ROLLBACK")
-
-
 def _is_virtual(sql: str | None) -> bool:
     return sql is not None and sql.upper().startswith("CREATE VIRTUAL")
-
-
-def _types(connection: Any, table: str) -> tuple[tuple[str | None, ...], ...]:
-    """Return each column's name, type, collation, and whether it is computed."""
-    columns = connection.execute(_COLUMNS, (table,)).fetchall()
-    compared = ", ".join(f"+{double_quoted(name)}" for name, _, _ in columns)
-    # a plus keeps the collation, and every index out of it
-    text = f"EXPLAIN SELECT 1 FROM {double_quoted(table)} ORDER BY {compared}"
-    steps = connection.execute(text).fetchall()
-    (collations,) = (step[5] for step in steps if step[1] in ("SorterOpen", "OpenEphemeral"))
-    each = collations.removesuffix(")").split(",")[1:]
-    return tuple(
-        (name, kind.upper(), collation, "generated" if hidden in _GENERATED else "")
-        for (name, kind, hidden), collation in zip(columns, each, strict=True)
-    )
-
-
-def _compare(connection: Any, extract: Extract) -> None:
-    (encoding,) = connection.execute("PRAGMA encoding").fetchone()
-    found, table = _types(connection, extract.table), extract.table
-    problem = ""
-    if encoding != extract.database:
-        problem = f"the file is in {encoding} here, and in {extract.database}"
-    elif len(found) != len(extract.types):
-        problem = f"{table!r} has {len(found)} columns here, and {len(extract.types)}"
-    for here, there in zip(found, extract.types, strict=False):
-        if here != there and not problem:
-            shown = [" ".join(map(str, one)).strip() for one in (here, there)]
-            problem = f"a column of {table!r} is ({shown[0]}) here, and ({shown[1]})"
-    if problem:
-        raise SchemaMismatchError(
-            f"{problem} on the shard that gathers: values would be converted or ordered in another "
-            "way. Make them agree"
-        )
-
-
-def _size(connection: Any, extract: Extract) -> Estimate:
-    table = double_quoted(extract.table)
-    if not connection.execute(_COLUMNS, (extract.table,)).fetchall():
-        return Estimate()  # a reference table that only the shard that gathers has
-    ((rows,),) = connection.execute(f"SELECT count(*) FROM {table}")
-    names = [double_quoted(name or "") for name, *_, generated in extract.types if not generated]
-    widths = " + ".join(f"coalesce(length(CAST({name} AS BLOB)), 0) + 1" for name in names)
-    sample = f"SELECT {widths} AS w FROM {table} LIMIT {_SAMPLE}"
-    ((width,),) = connection.execute(f"SELECT avg(w) FROM ({sample})")
-    return Estimate(rows, int(rows * ((width or 0) + 8)))
 
 
 def _held(memory: Any) -> int:
