@@ -58,6 +58,8 @@ COLOCATED = {
     "JOIN ky_w b USING (code)": "union",
     "SELECT v FROM ky_v a WHERE EXISTS "
     "(SELECT FROM ky_w b WHERE b.code = a.code AND w > 3)": "union",
+    "SELECT v FROM ky_v WHERE code IN ('c1', 'c2', 'c39')": "union",
+    "SELECT count(*) AS n FROM ky_n WHERE code NOT IN ('c1', 'c2')": "merge",
     "SELECT v FROM ky_v WHERE code IN (SELECT code FROM ky_w WHERE w > 4)": "union",
     "SELECT v, (SELECT max(w) FROM ky_w b WHERE b.code = a.code) AS m FROM ky_v a": "union",
     "SELECT b.code, a.n, row_number() OVER (PARTITION BY b.code ORDER BY a.n, b.v) AS r "
