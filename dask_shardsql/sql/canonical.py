@@ -15,6 +15,8 @@ import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
+from dask_shardsql.sql.lists import put_back, without_lists
+
 __all__ = [
     "SYNONYMS",
     "NotSplitError",
@@ -64,22 +66,32 @@ class NotSplitError(Exception):
         self.reason = reason
 
 
-def parse(sql: str) -> Any:
-    """Return the syntax tree of one query.
+def parse(sql: str, *, is_canonical: bool = True) -> Any:
+    """Return the syntax tree of one query, in which a long list of constants is one node.
+
+    Parameters
+    ----------
+    sql : str
+        The query.
+    is_canonical : bool, default True
+        Whether the server has written it, or it was made of what the server has written; in what
+        users write no lists are looked for.
 
     Raises
     ------
     NotSplitError
         It is not understood, or so long that this would take longer than what it is for.
     """
-    if len(sql) > _LONGEST:
+    text, lists = without_lists(sql) if is_canonical else (sql, [])
+    if len(text) > _LONGEST:
         raise NotSplitError("too-long")
     try:
-        found = sqlglot.parse_one(sql, dialect="postgres")
+        found = sqlglot.parse_one(text, dialect="postgres")
     except (SqlglotError, RecursionError):
         raise NotSplitError("not-understood") from None
     if not isinstance(found, Query):
         raise NotSplitError("not-understood")
+    put_back(found, lists)
     return found
 
 

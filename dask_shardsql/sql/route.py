@@ -18,6 +18,7 @@ from sqlglot import exp
 from dask_shardsql.errors import TopologyError
 from dask_shardsql.sharding.function import ShardingFunction
 from dask_shardsql.sharding.key_types import read_key, type_of_column, type_of_value
+from dask_shardsql.sql.lists import constants_in
 
 __all__ = ["possible_shards"]
 
@@ -221,10 +222,11 @@ class _Reader:
 
     def _one_of(self, key: exp.Expr, array: exp.Expr) -> _Keys | None:
         """Return the keys that are among the elements of an array."""
-        elements = _elements(array)
-        if elements is None or self._kind is None or not self._is_the_key(key):
+        if self._kind is None or not self._is_the_key(key):
             return None
-        values = [self._compared(key, element) for element in elements]
+        if (found := _elements(array)) is None:
+            return None
+        values = [self._as_key(value) for value in found]
         if any(value is None for value in values):
             return None
         return _Keys(frozenset(value for value in values if value is not _NULL))
@@ -233,7 +235,9 @@ class _Reader:
         """Return the value that the key is compared with; None if it is not, or it is unknown."""
         if self._kind is None or not self._is_the_key(key):
             return None
-        value = _constant(other)
+        return self._as_key(_constant(other))
+
+    def _as_key(self, value: Any) -> Any:
         if self._kind == "timestamp" and type(value) is date:
             return datetime(value.year, value.month, value.day)
         return value if value is _NULL or type_of_value(value) == self._kind else None
@@ -284,10 +288,12 @@ def _is_true(node: exp.Expr) -> bool:
 
 def _plain_type(node: exp.Expr) -> str:
     """Return sqlglot's name of what a cast makes; nothing where that may change the value."""
-    to = node.args.get("to")
-    if not _has_only(node, exp.Cast, "this", "to") or not isinstance(to, exp.DataType):
-        return ""
-    return str(getattr(to.this, "name", "")) if _has_only(to, exp.DataType, "this") else ""
+    return _name_of_type(node.args.get("to")) if _has_only(node, exp.Cast, "this", "to") else ""
+
+
+def _name_of_type(to: Any) -> str:
+    is_plain = isinstance(to, exp.DataType) and _has_only(to, exp.DataType, "this")
+    return str(getattr(to.this, "name", "")) if is_plain else ""
 
 
 def _constant(node: exp.Expr) -> Any:
@@ -299,43 +305,79 @@ def _constant(node: exp.Expr) -> Any:
             return value.copy_negate()
         return -value if type(value) is int else None
     if isinstance(node, exp.Literal) and not node.is_string:
-        return read_key(node.this, "numeric" if "." in node.this else "integer")
+        return _number(node.this)
     if not isinstance(node, exp.Cast):
         return None
     name = _plain_type(node)
-    if (kind := _TYPES.get(name)) is None:
-        return None
     if isinstance(node.this, exp.Null):
-        return _NULL
+        return _NULL if name in _TYPES else None
     if isinstance(node.this, exp.Literal) and node.this.is_string:
-        # a backslash may stand for something else, where strings are not the standard's
-        value = None if "\\" in node.this.this else read_key(node.this.this, kind)
-    else:
-        value = _constant(node.this)
-        if type(value) is int and kind == "numeric":
-            return Decimal(value)
-        if type_of_value(value) != kind:
-            return value if value is _NULL else None
+        return _read(node.this.this, name)
+    return _cast(_constant(node.this), name)
+
+
+def _number(text: str) -> Any:
+    return read_key(text, "numeric" if "." in text else "integer")
+
+
+def _read(text: str, name: str) -> Any:
+    """Return the value of a string for a type."""
+    # a backslash may stand for something else, where strings are not the standard's
+    if name not in _TYPES or "\\" in text:
+        return None
+    return _if_it_fits(read_key(text, _TYPES[name]), name)
+
+
+def _cast(value: Any, name: str) -> Any:
+    """Return a value in another type; None if that may change it."""
+    if type(value) is int and _TYPES.get(name) == "numeric":
+        return Decimal(value)
+    if name not in _TYPES or type_of_value(value) != _TYPES[name]:
+        return value if value is _NULL and name in _TYPES else None
+    return _if_it_fits(value, name)
+
+
+def _if_it_fits(value: Any, name: str) -> Any:
     if type(value) is int and not -(1 << (_BITS[name] - 1)) <= value < 1 << (_BITS[name] - 1):
         return None
     return value
 
 
-def _elements(array: exp.Expr) -> list[exp.Expr] | None:
-    """Return what an array is made of; None if it is not written with its elements."""
+def _elements(array: exp.Expr) -> list[Any] | None:
+    """Return the values of what an array is made of; None if it is not written with its elements.
+
+    Those that are not understood are None.
+    """
     array = array.unnest()
     if isinstance(array, exp.Array):
-        return array.expressions if _has_only(array, exp.Array, "expressions") else None
+        if not _has_only(array, exp.Array, "expressions"):
+            return None
+        parts = array.expressions
+        if len(parts) == 1 and (constants := constants_in(parts[0])) is not None:
+            return [_of_list(*one) for one in constants]
+        return [_constant(part) for part in parts]
     to = array.args.get("to")
     if not _has_only(array, exp.Cast, "this", "to") or not isinstance(to, exp.DataType):
         return None
     if getattr(to.this, "name", "") != "ARRAY" or len(to.expressions) != 1:
         return None
-    inner, given = to.expressions[0], array.this
+    name, given = _name_of_type(to.expressions[0]), array.this
     if isinstance(given, exp.Literal) and given.is_string:  # what needs no quotes in it
         found = re.fullmatch(r"\{([-0-9a-f]+(,[-0-9a-f]+)*)?\}", given.this)
-        texts = (found[1] or "").split(",") if found else []
-        elements = [exp.Literal.string(text) for text in texts if text]
-        given = exp.Array(expressions=elements) if found else given
-    parts = _elements(given)
-    return parts and [exp.Cast(this=part.copy(), to=inner.copy()) for part in parts]
+        return (
+            [_read(text, name) for text in (found[1] or "").split(",") if text] if found else None
+        )
+    values = _elements(given)
+    return values and [_cast(value, name) for value in values]
+
+
+def _of_list(literal: str, types: tuple[exp.DataType, ...]) -> Any:
+    """Return the value of a constant in a long list."""
+    names = [_name_of_type(to) for to in types]
+    if literal.startswith("'"):
+        value = _read(literal[1:-1].replace("''", "'"), names.pop(0)) if names else None
+    else:
+        value = _NULL if literal == "NULL" else _number(literal) if literal[0].isdigit() else None
+    for name in names:
+        value = _cast(value, name)
+    return value

@@ -45,7 +45,7 @@ def why_not_a_union(sql: str, sharded: tuple[tuple[str, str], ...]) -> str | Non
     from dask_shardsql.sql.canonical import NotSplitError, parse  # the parser takes a while
 
     try:
-        return _why(parse(sql.replace("%%", "%")), keys)
+        return _why(parse(sql.replace("%%", "%"), is_canonical=False), keys)
     except (NotSplitError, KeyError, AttributeError, RecursionError):
         return None
 
