@@ -66,11 +66,21 @@ COLOCATED = {
     "FROM ky_n a JOIN ky_v b ON a.code = b.code": "union",
     "SELECT r.num::text AS x, count(*) AS n FROM ky_ref r JOIN ky_t t ON t.code = r.num::text "
     "GROUP BY 1": "union",
+    "SELECT DISTINCT code FROM ky_v": "union",
+    "SELECT DISTINCT code::text AS c, v % 2 AS v FROM ky_v": "union",
+    "SELECT q.c, t.t FROM (SELECT DISTINCT code::text AS c FROM ky_v) q JOIN ky_t t "
+    "ON t.code = q.c": "union",
+    "SELECT DISTINCT r.num::text AS x FROM ky_ref r JOIN ky_t t ON t.code = r.num::text": "union",
     "SELECT sum(a.v * b.w) AS s FROM ky_v a JOIN ky_w b USING (code)": "merge",
     "SELECT sum(r.r) AS s FROM ky_v a JOIN ky_ref r ON r.code = a.code JOIN ky_w b "
     "ON b.code = r.code": "merge",
 }
 NOT = {
+    "SELECT DISTINCT code FROM ky_n": "merge",
+    "SELECT DISTINCT code::varchar(2) AS c FROM ky_v": "merge",
+    "SELECT DISTINCT r.num AS x FROM ky_ref r JOIN ky_t t ON t.code = r.num::text": "merge",
+    "SELECT count(DISTINCT code) AS n, count(DISTINCT code::text) AS m FROM ky_v": "merge",
+    "SELECT DISTINCT a.code FROM ky_v b LEFT JOIN ky_n a ON a.code = b.code": "merge",
     "SELECT code, count(*) AS n FROM ky_n GROUP BY 1": "merge",
     "SELECT r.num AS x, count(*) AS n FROM ky_ref r JOIN ky_t t ON t.code = r.num::text "
     "GROUP BY 1": "merge",

@@ -223,6 +223,59 @@ UNION = {
     "SELECT k, count(*) AS n FROM sp_loose WHERE k = v GROUP BY 1": "whole-groups",
     "SELECT id FROM sp_orders UNION ALL SELECT n FROM sp_items": "row-wise",
     "SELECT oid, rank() OVER (PARTITION BY oid ORDER BY n, qty) AS r FROM sp_items": "whole-groups",
+    "SELECT DISTINCT oid FROM sp_items": "whole-groups",
+    "SELECT DISTINCT qty, oid, oid % 3 AS r FROM sp_items WHERE n > 9": "whole-groups",
+    "SELECT DISTINCT o.kind, i.oid FROM sp_orders o JOIN sp_items i ON i.oid = o.id": (
+        "whole-groups"
+    ),
+    "SELECT DISTINCT * FROM sp_items": "whole-groups",
+    "SELECT DISTINCT code FROM sp_codes": "whole-groups",
+    "SELECT DISTINCT k FROM sp_loose WHERE k = v": "whole-groups",
+    "SELECT DISTINCT oid, count(*) AS n FROM sp_items GROUP BY oid, qty": "whole-groups",
+    "SELECT DISTINCT oid, rank() OVER (PARTITION BY oid ORDER BY qty) AS r FROM sp_items": (
+        "whole-groups"
+    ),
+    "SELECT DISTINCT oid, unnest(ARRAY[n % 2, 1]) AS u FROM sp_items": "whole-groups",
+    "SELECT DISTINCT ON (id) id, kind FROM sp_orders": "whole-groups",
+    "SELECT q.oid, o.kind FROM (SELECT DISTINCT oid FROM sp_items) q JOIN sp_orders o "
+    "ON o.id = q.oid": "row-wise",
+    "SELECT q.oid, count(*) AS n FROM (SELECT DISTINCT oid, qty FROM sp_items) q GROUP BY 1": (
+        "whole-groups"
+    ),
+    "SELECT id FROM sp_orders WHERE id IN (SELECT DISTINCT oid FROM sp_items WHERE n > 9)": (
+        "row-wise"
+    ),
+    "SELECT DISTINCT oid FROM sp_items UNION ALL SELECT DISTINCT id FROM sp_orders": "row-wise",
+    "WITH q AS (SELECT DISTINCT oid FROM sp_items) SELECT oid FROM q WHERE oid % 2 = 0": "row-wise",
+    "SELECT id, (SELECT count(*) FROM (SELECT DISTINCT i.oid, i.qty FROM sp_items i) q "
+    "WHERE q.oid = o.id) AS n FROM sp_orders o": "row-wise",
+}
+DISTINCT = {
+    "SELECT DISTINCT k FROM sp_loose": "merge",
+    "SELECT DISTINCT k, v FROM sp_loose": "merge",
+    "SELECT DISTINCT code FROM sp_padded": "merge",
+    "SELECT DISTINCT oid % 5 AS r FROM sp_items": "merge",
+    "SELECT DISTINCT oid FROM sp_items ORDER BY oid DESC LIMIT 7": "merge",
+    "SELECT DISTINCT oid, qty FROM sp_items ORDER BY oid, qty OFFSET 5": "merge",
+    "SELECT DISTINCT ON (oid) oid, n FROM sp_items ORDER BY oid, n DESC": "merge",
+    "SELECT DISTINCT ON (kind) kind FROM sp_orders": "merge",
+    "SELECT DISTINCT o.id FROM sp_items i LEFT JOIN sp_orders o ON o.id = i.oid": "merge",
+    "SELECT DISTINCT oid, qty FROM sp_items GROUP BY oid, qty HAVING count(*) > 1": "union",
+    "SELECT DISTINCT oid, sum(count(*)) OVER (PARTITION BY oid) AS n FROM sp_items "
+    "GROUP BY oid, qty": "merge",
+    "SELECT DISTINCT oid, rank() OVER (ORDER BY oid) AS r FROM sp_items": "merge",
+    "SELECT DISTINCT ON (oid, row_number() OVER (ORDER BY price) % 2) oid FROM sp_items": "merge",
+    "SELECT count(*) AS n, sum(oid) AS s FROM (SELECT DISTINCT oid, qty FROM sp_items) q": "merge",
+    "SELECT count(*) AS n FROM (SELECT DISTINCT k, v FROM sp_loose) q": "merge",
+    "SELECT count(*) AS n FROM (SELECT DISTINCT oid FROM sp_items ORDER BY 1 LIMIT 9) q": "merge",
+    "SELECT count(DISTINCT oid) AS n, count(DISTINCT qty) AS q FROM sp_items": "merge",
+    "SELECT count(DISTINCT q.oid) AS n FROM (SELECT DISTINCT oid, qty FROM sp_items) q": "merge",
+    "SELECT o.kind, count(*) AS n FROM (SELECT DISTINCT oid, qty FROM sp_items) q "
+    "JOIN sp_orders o ON o.id = q.oid GROUP BY 1": "merge",
+    "SELECT oid, qty, row_number() OVER (PARTITION BY qty ORDER BY oid) AS r "
+    "FROM (SELECT DISTINCT oid, qty FROM sp_items) q": "merge",
+    "SELECT oid FROM (SELECT DISTINCT oid FROM sp_items) q ORDER BY oid LIMIT 5": "merge",
+    "SELECT DISTINCT oid FROM sp_items UNION SELECT DISTINCT id FROM sp_orders": "merge",
 }
 
 
@@ -272,6 +325,12 @@ def test_answers_that_are_parts_of_the_answer(sql, topology, loaded):
     assert way_of(sql, topology) == ("union", UNION[sql])
 
 
+@pytest.mark.parametrize("sql", DISTINCT)
+def test_distinct_rows_of_one_shard_or_of_several(sql, topology, loaded):
+    same(sql, topology, loaded)
+    assert way_of(sql, topology)[0] == DISTINCT[sql]
+
+
 @pytest.mark.parametrize("sql", OTHERS)
 def test_whatever_the_way(sql, topology, loaded):
     same(sql, topology, loaded)
@@ -290,5 +349,5 @@ def test_whatever_the_way_where_the_sharding_function_is_known(sql, topology, lo
 def test_any_number_of_shards(number, loaded):
     """Of all kinds of queries; beside the two and four shards of the other tests."""
     topology = filled(loaded, number)
-    for sql in [*MERGED, *ROWS, *COLUMNS, *GATHERED, *UNION, *OTHERS][::2]:
+    for sql in [*MERGED, *ROWS, *COLUMNS, *GATHERED, *UNION, *DISTINCT, *OTHERS][::2]:
         same(sql, topology, loaded)

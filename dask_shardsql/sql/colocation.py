@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlglot import exp
 
+from dask_shardsql.sql.aggregates import SAME, TYPED
 from dask_shardsql.sql.canonical import (
     NotSplitError,
     Query,
@@ -37,36 +38,16 @@ from dask_shardsql.sql.catalog import (
 )
 from dask_shardsql.sql.joins import equal_columns, joins_of, what_is_inner
 
-__all__ = ["groups_are_whole", "rows_of", "rows_of_source"]
+__all__ = ["distinct_is_whole", "groups_are_whole", "rows_of", "rows_of_source"]
 
-_SELECT = {"kind", "expressions", "from_", "joins", "where", "group", "having"}
+_SELECT = {"kind", "distinct", "expressions", "from_", "joins", "where", "group", "having"}
 _CUT = {"limit", "offset"}
 _JOIN_SIDES = {"": "inner", "LEFT": "left", "RIGHT": "right", "FULL": "full"}
 
 
 _REFERENCE = Rows(is_spread=False)
 # what these give does not depend on the order of the rows
-_ORDERLESS = frozenset(
-    [
-        "count",
-        "sum",
-        "avg",
-        "min",
-        "max",
-        "bool_and",
-        "bool_or",
-        "every",
-        "bit_and",
-        "bit_or",
-        "bit_xor",
-        "var_pop",
-        "var_samp",
-        "variance",
-        "stddev_pop",
-        "stddev_samp",
-        "stddev",
-    ]
-)
+_ORDERLESS = SAME - {"any_value"} | TYPED | {"count"}
 
 
 def rows_of(query: Any, catalog: Catalog, outer: Rows | None = None) -> Rows | None:
@@ -105,6 +86,8 @@ def rows_of(query: Any, catalog: Catalog, outer: Rows | None = None) -> Rows | N
         return None
     if grouped is not None and not groups_are_whole(query, rows):
         return None
+    if query.args.get("distinct") is not None and not distinct_is_whole(query, rows):
+        return None
     names = output_names(query)
     found = {
         ("", name): column
@@ -130,7 +113,8 @@ def _is_definite(query: exp.Select, catalog: Catalog) -> bool:
 
 def _windows_are_whole(query: exp.Select, rows: Rows) -> bool:
     """Whether whatever a window sees of a row's partition is on that row's shard."""
-    windows = [one for part in query.expressions for one in part.find_all(exp.Window)]
+    parts = [*query.expressions, query.args.get("distinct") or exp.Distinct()]
+    windows = [one for part in parts for one in part.find_all(exp.Window)]
     return all(
         any(
             _key(one, rows.keys) in rows.never_null for one in window.args.get("partition_by") or ()
@@ -146,6 +130,13 @@ def groups_are_whole(query: exp.Select, rows: Rows) -> bool:
     if given(group) - {"expressions"}:
         return False
     return any(_key(one, rows.keys) in rows.never_null for one in group.expressions)
+
+
+def distinct_is_whole(query: exp.Select, rows: Rows) -> bool:
+    """Whether all rows of which DISTINCT keeps one are on one shard."""
+    on = query.args["distinct"].args.get("on")
+    by = query.expressions if on is None else on.expressions
+    return any(_key(one, rows.keys) in rows.never_null for one in by)
 
 
 def rows_of_source(query: exp.Select, catalog: Catalog, outer: Rows | None = None) -> Rows | None:

@@ -89,6 +89,10 @@ def _why(tree: Any, keys: Mapping[str, str]) -> str | None:
     is_whole = grouped is not None and colocation.groups_are_whole(tree, rows)
     if (grouped is not None or has_calls) and not is_whole:
         return "it aggregates the rows of each shard alone"
+    has_all = tree.is_star and bool(rows.never_null)
+    is_whole = has_all or not tree.args.get("distinct") or colocation.distinct_is_whole(tree, rows)
+    if not is_whole:
+        return "DISTINCT holds within each shard"
     for part, what in _PARTS.items():
         if tree.args.get(part) is not None:
             return f"{what} holds within each shard"
@@ -96,7 +100,7 @@ def _why(tree: Any, keys: Mapping[str, str]) -> str | None:
     return "its windows see the rows of each shard alone" if has_windows else None
 
 
-_PARTS = {"distinct": "DISTINCT", "limit": "LIMIT", "offset": "OFFSET", "order": "ORDER BY"}
+_PARTS = {"limit": "LIMIT", "offset": "OFFSET", "order": "ORDER BY"}
 
 
 def _name_keys(select: Any, catalog: Any) -> None:

@@ -108,8 +108,9 @@ def split(text: str, catalog: Catalog, describe: Describe) -> SplitQuery:
         if _is_on_one(rows.shards):
             return SplitQuery("direct", "shard-key", (), "", as_read, rows.shards)
         if not catalog.has_instant:  # each shard has its own clock
-            is_grouped = tree.args.get("group") is not None or tree.find(exp.Window) is not None
-            reason = "whole-groups" if is_grouped else "row-wise"
+            is_grouped = any(tree.args.get(part) for part in ("group", "distinct"))
+            has_groups = is_grouped or tree.find(exp.Window) is not None
+            reason = "whole-groups" if has_groups else "row-wise"
             return SplitQuery("union", reason, (), "", as_read, rows.shards)
     splitter = Splitter(catalog, describe)
     last = splitter.query(tree)
