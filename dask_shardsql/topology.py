@@ -51,7 +51,8 @@ class Topology:
     Raises
     ------
     TopologyError
-        When there is no shard, two have one name, or a sharding function names one that is none.
+        When there is no shard, two have one name, a sharding function names one that is none, or
+        what merges is of another driver.
 
     Examples
     --------
@@ -84,6 +85,13 @@ class Topology:
                 f"a shard cannot be named {MERGING!r} beside a database that merges, which errors "
                 "call so: give it another name"
             )
+        for shard in self.shards if self.merging is not None else ():
+            if shard.primary.driver != self.merging.driver:
+                raise TopologyError(
+                    f"the database that merges is of driver {self.merging.driver!r}, and shard "
+                    f"{shard.name!r} of {shard.primary.driver!r}: name one of the shards' own "
+                    "kind, or none"
+                )
         for table in self.sharded:
             if table.function is not None and (other := table.function.shard_names - names):
                 known = ", ".join(repr(shard.name) for shard in self.shards[:20])

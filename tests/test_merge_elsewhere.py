@@ -173,12 +173,18 @@ def test_no_shard_has_its_name():
         dss.Topology.from_dsns({"a": "host=a"}, merge_dsn="host=b").shard("merge")
 
 
-@pytest.mark.parametrize(
-    ("shard", "merge"), [("sqlite:///a", "sqlite:///b"), ("host=a", "sqlite:///b")]
-)
-def test_other_databases_merge_in_memory(shard, merge, tmp_path):
+def test_other_databases_merge_in_memory(tmp_path):
     (tmp_path / "a").touch()
-    dsn = shard.replace("///", f"///{tmp_path}/")
-    topology = dss.Topology.from_dsns([dsn, dsn], sharded={"t": "k"}, merge_dsn=merge)
+    dsn = f"sqlite:///{tmp_path}/a"
+    topology = dss.Topology.from_dsns([dsn, dsn], sharded={"t": "k"}, merge_dsn="sqlite:///b")
     with pytest.raises(dss.ConfigurationError, match="in memory"):
         dss.collect("SELECT 1 AS one", topology, merge="global")
+
+
+@pytest.mark.parametrize(("shard", "merge"), [("host=a", "sqlite:///b"), ("sqlite:///a", "host=b")])
+def test_a_database_of_another_kind_cannot_merge(shard, merge):
+    with pytest.raises(dss.TopologyError, match="'(sqlite|postgresql)', and shard 's1' of "):
+        dss.Topology.from_dsns([shard], sharded={"t": "k"}, merge_dsn=merge)
+    both = {"shards": {"a": {"dsn": shard}}, "merge": {"dsn": merge}}
+    with pytest.raises(dss.TopologyError, match="one of the shards' own kind"):
+        dss.Topology.from_mapping(both)

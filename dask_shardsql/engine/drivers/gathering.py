@@ -280,13 +280,10 @@ def can_gather(driver: Driver, elsewhere: Server | None = None) -> GatheringDriv
     ConfigurationError
         They cannot.
     """
-    if elsewhere is not None and (
-        isinstance(driver, GathersOnly) or elsewhere.driver != driver.name
-    ):
+    if elsewhere is not None and isinstance(driver, GathersOnly):
         raise ConfigurationError(
-            f"what merges is a {elsewhere.driver} database, and the shards are of driver "
-            f"{driver.name!r}: PostgreSQL's rows are merged in one of its own, those of others in "
-            "memory"
+            f"rows of driver {driver.name!r} are merged in memory: the topology must name no "
+            "database that merges (merge_dsn, or [merge] in its file)"
         )
     if isinstance(driver, GatheringDriver):
         return driver
