@@ -8,6 +8,7 @@ override them, in each process for itself.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,7 +146,7 @@ def size_in_bytes(name: str, size: str | int) -> int:
     name : str
         Of the argument, for the error.
     size : str or int
-        ``"256 MiB"``, or a number of bytes; from 1 to what 63 bits hold.
+        ``"256 MiB"``, or a whole number of bytes; from 1 to what 63 bits hold.
 
     Raises
     ------
@@ -155,14 +156,21 @@ def size_in_bytes(name: str, size: str | int) -> int:
     try:
         # dask takes a unit without a number, and nothing at all, for one of it
         is_number = any(map(str.isdecimal, str(size))) and not isinstance(size, bool)
-        found = int(parse_bytes(size)) if is_number else 0
+        found = int(parse_bytes(size)) if is_number and not _is_broken(size) else 0
     except (ValueError, TypeError, AttributeError, OverflowError):
         found = 0
     if not 1 <= found < 1 << 63:
         raise ConfigurationError(
-            f"{name} must be a size such as '256 MiB', or a number of bytes, not {size!r}"
+            f"{name} must be a size such as '256 MiB', or a whole number of bytes, not {size!r}"
         )
     return found
+
+
+def _is_broken(size: str | int) -> bool:
+    """Whether a number without a unit is no whole one."""
+    with suppress(ValueError):
+        return not float(size).is_integer()
+    return False
 
 
 def _seconds(key: str, value: object) -> float:

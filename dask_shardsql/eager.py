@@ -107,7 +107,7 @@ def collect(
     within each shard, not over all of them. No snapshot spans shards.
     """
     options = SplitOptions(partitions_per_shard, partition_size, partition_by, partition_method)
-    check_merge(merge, options, shards=shards, shard_column=shard_column)
+    check_merge(merge, options, max_gather_bytes, shards=shards, shard_column=shard_column)
     settings = Settings.current(
         unrepresentable=unrepresentable,
         check_schema=check_schema,

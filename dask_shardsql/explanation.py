@@ -202,7 +202,7 @@ def explain(
     --------
     >>> print(explain("SELECT count(*) FROM orders", topology, merge="global"))  # doctest: +SKIP
     """
-    check_merge(merge, SplitOptions())
+    check_merge(merge, SplitOptions(), max_gather_bytes)
     settings = Settings.current(max_gather_bytes=max_gather_bytes)
     asked = ask(sql, topology, params, settings=settings)
     query = asked.query

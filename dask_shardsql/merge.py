@@ -35,7 +35,12 @@ MERGES = ("global", "union")
 _FACTOR, _LITTLE = 8, 1 << 20
 
 
-def check_merge(merge: str, options: SplitOptions, **of_shards: Any) -> None:
+def check_merge(
+    merge: str,
+    options: SplitOptions,
+    max_gather_bytes: str | int | None = None,
+    **of_shards: Any,
+) -> None:
     """Refuse a mode that there is none of, and options that do not go with it.
 
     Parameters
@@ -44,6 +49,8 @@ def check_merge(merge: str, options: SplitOptions, **of_shards: Any) -> None:
         The mode.
     options : SplitOptions
         How shards are to be split.
+    max_gather_bytes : str or int, optional
+        How much may be gathered.
     **of_shards
         Other options that say something of single shards.
 
@@ -61,6 +68,11 @@ def check_merge(merge: str, options: SplitOptions, **of_shards: Any) -> None:
         raise ConfigurationError(
             f"{given[0]} says something of single shards, and merge='global' gives one answer over "
             "all of them: leave it out"
+        )
+    if merge == "union" and max_gather_bytes is not None:
+        raise ConfigurationError(
+            "max_gather_bytes says how much merge='global' may bring together, and a union brings "
+            "nothing together: leave it out, or ask for merge='global'"
         )
 
 

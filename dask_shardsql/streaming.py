@@ -104,7 +104,7 @@ def stream(
     >>> for batch in stream("SELECT * FROM lineitem", topology):  # doctest: +SKIP
     ...     print(batch.num_rows)
     """
-    check_merge(merge, SplitOptions(), shards=shards, shard_column=shard_column)
+    check_merge(merge, SplitOptions(), max_gather_bytes, shards=shards, shard_column=shard_column)
     settings = Settings.current(
         unrepresentable=unrepresentable,
         check_schema=check_schema,

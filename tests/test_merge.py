@@ -581,11 +581,20 @@ def test_ctrl_c_while_it_gathers(four, servers):
         ({"merge": "global", "shard_column": "shard"}, "shard_column says something"),
         ({"merge": "global", "partitions_per_shard": 2}, "partitions_per_shard says something"),
         ({"merge": "global", "max_gather_bytes": "lots"}, "max_gather_bytes must be a size"),
+        ({"merge": "global", "max_gather_bytes": 1.5}, "a whole number of bytes, not 1.5"),
+        ({"merge": "global", "max_gather_bytes": "1.5"}, "a whole number of bytes, not '1.5'"),
+        ({"max_gather_bytes": "1 GiB"}, "leave it out, or ask for merge='global'"),
     ],
 )
 def test_bad_options(options, match, four):
-    with pytest.raises(dss.ConfigurationError, match=match):
-        dss.collect("SELECT 1 AS a", four, **options)
+    of_shards = {"shards", "shard_column", "partitions_per_shard"}
+    for call in (dss.collect, dss.read_sharded_sql, dss.stream, dss.explain):
+        if (call is dss.explain and of_shards & {*options}) or (
+            call is dss.stream and "partitions_per_shard" in options
+        ):
+            continue
+        with pytest.raises(dss.ConfigurationError, match=match):
+            call("SELECT 1 AS a", four, **options)
 
 
 def test_the_topology_must_name_what_is_sharded(topology, tmp_path):

@@ -255,7 +255,7 @@ def _read(
 ) -> dd.DataFrame:
     """Read a query; `table` is the quoted name of the one table that it reads whole."""
     options = SplitOptions(partitions_per_shard, partition_size, partition_by, partition_method)
-    check_merge(merge, options, shards=shards, shard_column=shard_column)
+    check_merge(merge, options, max_gather_bytes, shards=shards, shard_column=shard_column)
     settings = Settings.current(
         dtype_backend=dtype_backend,
         unrepresentable=unrepresentable,
