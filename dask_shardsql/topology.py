@@ -80,15 +80,16 @@ class Topology:
         names = {shard.name for shard in self.shards}
         if not isinstance(self.merging, Server | None):
             raise TopologyError("merging must be a Server, the one that merges")
-        if self.merging is not None and MERGING in names:
+        merging = self.merging
+        if merging is not None and MERGING in names:
             raise TopologyError(
                 f"a shard cannot be named {MERGING!r} beside a database that merges, which errors "
                 "call so: give it another name"
             )
-        for shard in self.shards if self.merging is not None else ():
-            if shard.primary.driver != self.merging.driver:
+        for shard in self.shards:
+            if merging is not None and shard.primary.driver != merging.driver:
                 raise TopologyError(
-                    f"the database that merges is of driver {self.merging.driver!r}, and shard "
+                    f"the database that merges is of driver {merging.driver!r}, and shard "
                     f"{shard.name!r} of {shard.primary.driver!r}: name one of the shards' own "
                     "kind, or none"
                 )
