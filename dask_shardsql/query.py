@@ -280,9 +280,10 @@ def _refuse_bad_names(columns: Columns, shard_column: str | None) -> None:
     names = [column.name for column in columns]
     twice = tuple(dict.fromkeys(name for name in names if names.count(name) > 1))
     if twice:
+        example = f"a.{twice[0]} AS a_{twice[0]}" if twice[0].isidentifier() else "... AS name"
         raise ColumnError(
             f"the query returns more than one column named {', '.join(map(repr, twice))}. Give "
-            f"each its own name, as in SELECT a.{twice[0]} AS a_{twice[0]}",
+            f"each its own name, as in SELECT {example}",
             twice,
         )
     if shard_column is not None:

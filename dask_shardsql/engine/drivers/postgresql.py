@@ -7,6 +7,7 @@ connect, so that it also holds behind a transaction-pooling proxy.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -39,6 +40,7 @@ from dask_shardsql.topology import Server, ShardedTable
 
 __all__ = ["PostgreSQLDriver"]
 
+_PLACEHOLDER = re.compile(r"%(\(\w+\))?s")
 _CONNECT_DEFAULTS = {
     "keepalives": 1,
     "keepalives_idle": 30,
@@ -156,12 +158,12 @@ class PostgreSQLDriver:
         sqlstate = getattr(error, "pgcode", None)
         diag = getattr(error, "diag", None)
         message = getattr(diag, "message_primary", None) or str(error).strip() or repr(error)
+        sent = getattr(getattr(error, "cursor", None), "query", None)
         lost = isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
         # libpq tells no SQLSTATE of a server that went away in the middle of a COPY
         if sqlstate is None and (lost or type(error) is psycopg2.DatabaseError):
-            return ConnectionLostError(message)
+            return ConnectionLostError(_how_it_was_lost(message, sent))
         position = getattr(diag, "statement_position", None)
-        sent = getattr(getattr(error, "cursor", None), "query", None)
         said = ServerError(
             message,
             sqlstate,
@@ -288,9 +290,26 @@ def _aggregated(one: Aggregate, column: Callable[[str], str]) -> str:
     return f"{one.function}({value})::{one.type_name} AS {double_quoted(one.name)}"
 
 
+def _how_it_was_lost(message: str, sent: Any) -> str:
+    """Return what libpq says of it, without what psycopg2 says where libpq says nothing."""
+    said = (line.strip() for line in message.splitlines())
+    nothing = ("invalid socket", "no message from the libpq")
+    known = " ".join(line for line in said if not line.endswith(nothing))
+    if "PGRES_COPY" in message or (isinstance(sent, bytes) and sent.startswith(b"COPY ")):
+        lost = "the connection was lost while rows were copied"
+        return f"{lost}: {known}" if known else lost
+    return known or "the connection was lost"
+
+
 def _refused(error: ServerError, sql: str | None) -> ShardSQLError:
     """Return our error for a server's; its position is in the user's own text."""
     message, sqlstate, position, detail, hint = error
+    if hint is None and sqlstate == "25006":
+        hint = "shards are only read: leave out what changes or locks rows"
+    if hint is None and sql and position:
+        placeholders = _PLACEHOLDER.finditer(sql)
+        if any(found.start() < position <= found.end() for found in placeholders):
+            hint = "%s and %(name)s stand for values only where these are given, as params"
     if sqlstate is not None and (sqlstate[:2] in ("08", "28") or sqlstate[:4] == "57P0"):
         return ConnectionLostError(message, sqlstate=sqlstate)
     return QueryError(

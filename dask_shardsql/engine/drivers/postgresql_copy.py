@@ -30,6 +30,7 @@ from dask_shardsql.engine.drivers.postgresql_types import (
     makes_nulls,
 )
 from dask_shardsql.engine.drivers.postgresql_wire import (
+    NO_COLUMNS,
     PATIENCE,
     SILENT,
     ServerError,
@@ -37,10 +38,11 @@ from dask_shardsql.engine.drivers.postgresql_wire import (
 )
 from dask_shardsql.errors import ColumnError, ConnectionLostError, ShardSQLError
 
-__all__ = ["describe", "describing", "end_transaction", "in_own_text", "read", "runner"]
+__all__ = ["describe", "describing", "end_transaction", "in_own_text", "read", "runner", "viewing"]
 
 _DESCRIBE, _DESCRIBE_END = "SELECT * FROM (\n", "\n) AS dask_shardsql LIMIT 0"
 _COPY_START, _COPY_END = "(\n", "\n)"
+_VIEW_START, _VIEW_END = "CREATE TEMPORARY VIEW dask_shardsql_query AS\n", "\n"
 _BUFFER_BYTES = 64 << 10  # what stays in a core's cache until it is decoded
 
 
@@ -51,7 +53,7 @@ def describe(cursor: Any, query: Query, script: Script | None = None) -> tuple[D
     read_strings_as_standard(cursor.connection)
     cursor.execute("; ".join((*script.begin, describing(text))))
     if not cursor.description:
-        raise ColumnError("the query returns no columns")
+        raise ColumnError(NO_COLUMNS)
     find_not_null = query.find_not_null and not makes_nulls(text)
     fields = fields_of_cursor(cursor.description)
     return columns_of(fields, runner(cursor), find_not_null), text
@@ -144,6 +146,11 @@ def describing(text: str) -> str:
     return _DESCRIBE + text + _DESCRIBE_END
 
 
+def viewing(text: str) -> str:
+    """Return what makes the temporary view ``dask_shardsql_query`` of a query."""
+    return _VIEW_START + text + _VIEW_END
+
+
 def runner(cursor: Any) -> Callable[[str], Sequence[Sequence[Any]]]:
     """Return what runs a query with a cursor and returns its rows."""
 
@@ -158,6 +165,8 @@ def runner(cursor: Any) -> Callable[[str], Sequence[Sequence[Any]]]:
 def in_own_text(error: ServerError, sent: str) -> tuple[ServerError, str]:
     """Return an error with its position in the user's own text, and that."""
     prefix, end = (_DESCRIBE, _DESCRIBE_END) if _DESCRIBE in sent else (_COPY_START, _COPY_END)
+    if sent.startswith(_VIEW_START):
+        prefix, end = _VIEW_START, _VIEW_END
     if prefix not in sent:
         return error, sent
     # libpq's messages quote a text up to its end, which is ours

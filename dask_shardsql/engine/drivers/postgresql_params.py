@@ -26,8 +26,10 @@ def merge_params(cursor: Any, query: Query) -> str:
         problem = "there are parameters, and no placeholder in the query"  # psycopg2 drops them
     try:
         text = cursor.mogrify(query.sql, each_param(query.params, _adapt))
-    except (IndexError, TypeError) as error:
-        problem = f"the parameters do not fit the placeholders: {error}"
+    except IndexError:
+        problem = f"there are more placeholders than parameters ({len(query.params)})"
+    except TypeError as error:
+        problem = f"the parameters do not fit the placeholders: {_why(query.sql, error)}"
     except KeyError as error:
         problem = f"the query has a placeholder %({error.args[0]})s and no such parameter"
     except psycopg2.ProgrammingError as error:
@@ -43,6 +45,18 @@ def merge_params(cursor: Any, query: Query) -> str:
         )
     # a placeholder inside quotes or a comment lets its value end them: look at the whole again
     return single_query(text.decode("utf-8"))
+
+
+def _why(sql: str, error: TypeError) -> str:
+    """Return in words what psycopg2 says in Python's."""
+    said = str(error)
+    if said.startswith("not all arguments"):
+        return "there are more of them"
+    if said.startswith("dict is not"):
+        return "they have names, and the placeholders have none"
+    if said.startswith("tuple indices") and "%(" in sql:
+        return "the placeholders have names, and they have none"
+    return said
 
 
 def read_strings_as_standard(connection: Any) -> None:

@@ -38,6 +38,7 @@ from dask_shardsql.engine.drivers.postgresql_types import (
     makes_nulls,
 )
 from dask_shardsql.engine.drivers.postgresql_wire import (
+    NO_COLUMNS,
     NO_PARAMETERS,
     PATIENCE,
     SILENT,
@@ -124,7 +125,7 @@ class PostgreSQLStage:
             _known.note(self._query.sql, known=False)
             raise
         if not description:
-            raise ColumnError("the query returns no columns")
+            raise ColumnError(NO_COLUMNS)
         self._description = description
         find_not_null = self._query.find_not_null and not makes_nulls(self._script.sql)
         described = None if find_not_null else described_by(description)
@@ -134,7 +135,7 @@ class PostgreSQLStage:
             described = columns_of(fields_of(description), self._rows, find_not_null)
             self._is_parsed = False
         if not described.columns:
-            raise ColumnError("the query returns no columns")
+            raise ColumnError(NO_COLUMNS)
         self._described = described
         return described.columns
 

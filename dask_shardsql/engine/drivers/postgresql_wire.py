@@ -65,6 +65,8 @@ NO_PARAMETERS = ServerError(
     hint="placeholders are written %s, or %(name)s, and their values given as params",
 )
 
+NO_COLUMNS = "the query returns no columns (nor does SELECT ... INTO, which makes a table)"
+
 
 def other_encoding(name: str | None) -> ServerError | None:
     """Return what is wrong where a query has set ``client_encoding``, and texts may come in it."""
