@@ -38,6 +38,7 @@ from dask_shardsql.engine.drivers.postgresql_columns import (
     definitions_of,
     types_of,
 )
+from dask_shardsql.engine.drivers.postgresql_copy import viewing
 from dask_shardsql.engine.drivers.postgresql_hiding import (
     reads,
     refuse_ambiguous_names,
@@ -48,13 +49,14 @@ from dask_shardsql.engine.drivers.postgresql_merge import BEGIN, WAITING, Postgr
 from dask_shardsql.engine.drivers.postgresql_params import merge_params, read_strings_as_standard
 from dask_shardsql.engine.drivers.postgresql_script import Script, pins
 from dask_shardsql.engine.drivers.rows import double_quoted
-from dask_shardsql.errors import MergeRefusedError
+from dask_shardsql.errors import MergeRefusedError, ShardSQLError, StatementError
 from dask_shardsql.sql.statement import words_of
 from dask_shardsql.topology import ShardedTable
 
 __all__ = ["PostgreSQLGathering"]
 
 _VIEW, _FINAL = "dask_shardsql_query", "dask_shardsql_final"
+_WRITING = {"delete", "insert", "merge", "update"}
 _SYSTEM = ("pg_catalog", "information_schema")
 _NO_TEMP = (
     "temporary-table",
@@ -62,11 +64,17 @@ _NO_TEMP = (
     "DATABASE ... TO ...), on a server that is no standby; or name another database of the same "
     "schema that merges: merge_dsn, or [merge] in the topology's file",
 )
+_AS_A_TABLE = "Over all shards, a query can only have columns that a table could have"
 _REFUSED = {  # by SQLSTATE
     "0A000": _NO_TEMP,  # a standby
     "25006": _NO_TEMP,
     "42501": _NO_TEMP,
-    "42P16": ("column-type", "Cast that column to a type that a table could have"),
+    "42P16": ("column-type", f"{_AS_A_TABLE}: cast that one, as to text"),
+    "42P22": ("column-type", f"{_AS_A_TABLE}: write COLLATE behind that one"),
+    "54011": (
+        "too-many-columns",
+        f"{_AS_A_TABLE}: select fewer, or some in each of several",
+    ),
 }
 
 
@@ -213,15 +221,13 @@ class PostgreSQLGathering(PostgreSQLReceiving):
         try:
             self._run("; ".join((BEGIN + " WRITE", WAITING, NO_JIT, *pins(self._query))))
             has_begun = True
-            self._run(f"CREATE TEMPORARY VIEW {_VIEW} AS\n{text}\n")
+            self._run(viewing(text))
             return
         except psycopg2.Error as error:
-            why = _REFUSED.get(error.pgcode or "")
-            if why is None or (has_begun and error.pgcode == "0A000"):
+            refusal = _refusal(error, text if has_begun else "")
+            if refusal is None:
                 raise
-            reason, remedy = why
-            said = error.diag.message_primary
-        raise MergeRefusedError(reason, f"the server says: {said}. {remedy}")
+        raise refusal
 
     def _run(self, sql: str) -> None:
         self._cursor.execute(sql)
@@ -359,3 +365,23 @@ class PostgreSQLGathering(PostgreSQLReceiving):
                 f"it reads {left[0].full_name}, which another table of that name hides: rename one",
             )
         self._run(f"DROP VIEW pg_temp.{_FINAL}")
+
+
+def _refusal(error: psycopg2.Error, text: str) -> ShardSQLError | None:
+    """Return what is to be said of a text that no view can be made of, or why none can, if empty.
+
+    Who has written it knows of no view.
+    """
+    code = error.pgcode or ""
+    if text and code == "0A000":
+        if _WRITING.isdisjoint(words_of(text)):
+            return None
+        return StatementError(
+            "only a query can be read from the shards, and a WITH of this one changes rows",
+            hint="leave out all that is not a SELECT",
+        )
+    if code not in _REFUSED:
+        return None
+    reason, remedy = _REFUSED[code]
+    said = str(error.diag.message_primary).replace("view column", "column")
+    return MergeRefusedError(reason, f"the server says: {said}. {remedy}")
