@@ -23,6 +23,7 @@ __all__ = [
     "READ_BY",
     "RELATIONS",
     "RULES",
+    "WIDTH",
     "Relation",
 ]
 
@@ -158,6 +159,11 @@ SELECT a.attname::text, pg_catalog.format_type(a.atttypid, NULL), a.atttypid::in
     a.attcollation::int8
 FROM pg_catalog.pg_attribute a
 WHERE a.attrelid = %(table)s::pg_catalog.regclass AND a.attnum > 0 ORDER BY a.attnum"""
+# about the least that its rows take, if no value is missing
+WIDTH = """
+SELECT pg_catalog.sum(CASE WHEN a.attlen > 0 THEN a.attlen ELSE 8 END)
+FROM pg_catalog.pg_attribute a
+WHERE a.attrelid = %(table)s::pg_catalog.regclass AND a.attnum > 0"""
 READ_BY = """
 SELECT d.refobjid::int8 FROM pg_catalog.pg_rewrite r JOIN pg_catalog.pg_depend d
     ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND d.objid = r.oid

@@ -7,8 +7,11 @@ write; temporary tables can be filled in one that is read-only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, BinaryIO
+
+import psycopg2
 
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
 from dask_shardsql.engine.drivers.gathering import Extract, Split, Survey
@@ -18,7 +21,7 @@ from dask_shardsql.engine.drivers.postgresql_copy import describing, end_transac
 from dask_shardsql.engine.drivers.postgresql_params import read_strings_as_standard
 from dask_shardsql.engine.drivers.postgresql_script import Script, pins
 from dask_shardsql.engine.drivers.postgresql_types import columns_of, fields_of_cursor
-from dask_shardsql.errors import SchemaMismatchError
+from dask_shardsql.errors import MergeRefusedError, SchemaMismatchError
 from dask_shardsql.sql.instants import SETTING
 
 __all__ = ["BEGIN", "WAITING", "PostgreSQLMerging", "PostgreSQLReceiving"]
@@ -86,7 +89,8 @@ class PostgreSQLReceiving:
     def receive(self, extract: Extract, stream: Any) -> int:
         """Put another shard's rows into this session's table; return how many."""
         copy = f"COPY pg_temp.{extract.into} FROM STDIN ({_form(extract)})"
-        self._cursor.copy_expert(copy, stream, _BUFFER_BYTES)
+        with _fitting():
+            self._cursor.copy_expert(copy, stream, _BUFFER_BYTES)
         return int(self._cursor.rowcount)
 
     def abandon(self) -> None:
@@ -153,13 +157,31 @@ class PostgreSQLMerging(PostgreSQLReceiving):
         """Put this shard's own answers into the tables; return how many."""
         rows = 0
         for part in filter(lambda one: one.is_on(self._shard), self._split.extracts):
-            self._cursor.execute(f"INSERT INTO pg_temp.{part.into}\n{part.select}")
+            with _fitting():
+                self._cursor.execute(f"INSERT INTO pg_temp.{part.into}\n{part.select}")
             rows += self._cursor.rowcount
         return rows
 
     def read(self, resolve: Callable[[Columns], Columns], on_batch: OnBatch) -> None:
         """Run the final query; the transaction then ends."""
         self._read(Script((), self._split.final), resolve, on_batch)
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """Refuse rows that no page of a table can hold."""
+    try:
+        yield
+        return
+    except psycopg2.errors.ProgramLimitExceeded as error:
+        if error.diag.source_function != "RelationGetBufferForTuple":
+            raise
+        said = error.diag.message_primary
+    raise MergeRefusedError(
+        "too-many-columns",
+        f"its shards' rows are brought together in a table, of which the server says: {said}. "
+        "Select fewer columns, or some in each of several queries",
+    )
 
 
 def _form(extract: Extract) -> str:

@@ -17,6 +17,7 @@ from dask_shardsql.engine.drivers.postgresql_catalog import (
     ATTRIBUTES,
     KEY_FACTS,
     RELATIONS,
+    WIDTH,
     Relation,
 )
 from dask_shardsql.engine.drivers.postgresql_columns import Rows, columns_in, types_of
@@ -75,6 +76,8 @@ _PINNED_PREFIXES = ("date_", "timestamp_", "timestamptz_")  # comparisons, sums 
 # equal values are the same bytes, whatever else they are compared with in the group
 _INTEGERS, _TEXTS = {"int2", "int4", "int8"}, {"text", "varchar"}
 _IDENTICAL = {"uuid", "date", "timestamp", "bool", "bytea"}
+# a row of a table must fit a page, but for what is stored beside it
+_ROW_BYTES, _FEW_COLUMNS = 8000, 100
 
 
 def split_query(
@@ -240,6 +243,8 @@ def _extract(rows: Rows, number: int, partial: Partial, settings: tuple[str, ...
     (columns,) = columns_in(rows, [f"pg_temp.{name}"])
     if any(one.names_objects for one in columns):
         raise NotSplitError("column-type")
+    if len(columns) > _FEW_COLUMNS and rows(WIDTH, table=f"pg_temp.{name}")[0][0] > _ROW_BYTES:
+        raise NotSplitError("row-width")
     in_text = any(one.needs_text for one in columns)
     types = types_of(columns, "")
     tables = ", ".join(partial.tables)
