@@ -169,9 +169,10 @@ def plan(asked: AskedQuery, max_gather_bytes: int, scheduler: Any) -> Plan:
     if len(shards) == 1:
         return Plan("direct", "one-shard", describe(asked, scheduler), shards)
     if not topology.sharded:
+        also = "" if topology.merging is None else ", also where a database that merges is named,"
         raise ConfigurationError(
-            "merge='global' needs to know which tables are sharded: name them in the topology, as "
-            "in sharded={'orders': 'o_orderkey'}"
+            f"merge='global' needs to know{also} which tables are sharded: name them in the "
+            "topology, as in sharded={'orders': 'o_orderkey'} or in a section [sharded] of its file"
         )
     merging, survey = _surveyed(asked, scheduler)
     _refuse_unknown(topology, survey.others)

@@ -601,6 +601,9 @@ def test_the_topology_must_name_what_is_sharded(topology, tmp_path):
     bare = dss.Topology(topology.shards)
     with pytest.raises(dss.ConfigurationError, match="which tables are sharded"):
         dss.collect("SELECT 1 AS a", bare, merge="global")
+    merging = dss.Topology(topology.shards, merging=topology.shards[0].primary)
+    with pytest.raises(dss.ConfigurationError, match="also where a database that merges is named"):
+        dss.collect("SELECT 1 AS a", merging, merge="global")
     keywords = {"module": "sqlite3", "database": str(tmp_path / "1.db")}
     shards = tuple(
         dss.Shard(name, (dss.Server("dbapi", tuple(keywords.items())),)) for name in ("s1", "s2")
