@@ -137,6 +137,7 @@ def test_the_command_notes_it_and_can_merge(pruned, servers, tmp_path):
     rows, said = run()
     assert rows == ["n", "20", "20", "20"]
     assert said.startswith("note: the union of 3 shards' answers is not")
+    assert said.endswith(". --merge global gives that\n")
     assert run("--merge", "global") == (["n", "60"], "")
     assert os.path.exists(file)
 

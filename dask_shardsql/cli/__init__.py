@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dask_shardsql.cli.outcome import Stopped, exit_status, explain, say, silence_stdout
+from dask_shardsql.cli.outcome import Stopped, exit_status, say, silence_stdout, what_to_say
 
 __all__ = ["app", "main"]
 
@@ -40,6 +40,67 @@ class Form(StrEnum):
     ARROW = "arrow"
 
 
+Text = Annotated[
+    str,
+    typer.Argument(
+        metavar="SQL",
+        help="One query: SELECT, VALUES, TABLE or WITH. With --param, %(name)s stands for a "
+        "parameter and %% for a percent sign; without, % is itself.",
+        show_default=False,
+    ),
+]
+TopologyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--topology",
+        "-t",
+        metavar="FILE",
+        help="The shards: a TOML file. By default what 'shardsql.topology' in dask's "
+        "configuration names (DASK_SHARDSQL__TOPOLOGY).",
+        show_default=False,
+    ),
+]
+Params = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--param",
+        "-p",
+        metavar="NAME=VALUE",
+        help="A parameter for %(NAME)s; may be repeated. The value is sent as text, and "
+        "PostgreSQL gives it the type that its place in the query needs.",
+        show_default=False,
+    ),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Run on this Dask scheduler's workers, such as tcp://host:8786, instead of "
+        "threads of this process.",
+        show_default=False,
+    ),
+]
+Merging = Annotated[
+    Merge,
+    typer.Option(
+        "--merge",
+        help="union: the rows of the shards, one after the other. global: what one database "
+        "with the rows of all shards would answer; the topology must name the sharded tables.",
+    ),
+]
+MaxGatherBytes = Annotated[
+    str | None,
+    typer.Option(
+        "--max-gather-bytes",
+        metavar="SIZE",
+        help="With --merge global: how much may be brought together on one shard, such as 256MiB. "
+        "By default what 'shardsql.max-gather-bytes' in dask's configuration says: 1 GiB.",
+        show_default=False,
+    ),
+]
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         from dask_shardsql import __version__
@@ -65,37 +126,9 @@ def _app(
 
 @app.command()
 def query(
-    sql: Annotated[
-        str,
-        typer.Argument(
-            metavar="SQL",
-            help="One query: SELECT, VALUES, TABLE or WITH. With --param, %(name)s stands for a "
-            "parameter and %% for a percent sign; without, % is itself.",
-            show_default=False,
-        ),
-    ],
-    topology: Annotated[
-        Path | None,
-        typer.Option(
-            "--topology",
-            "-t",
-            metavar="FILE",
-            help="The shards: a TOML file. By default what 'shardsql.topology' in dask's "
-            "configuration names (DASK_SHARDSQL__TOPOLOGY).",
-            show_default=False,
-        ),
-    ] = None,
-    param: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--param",
-            "-p",
-            metavar="NAME=VALUE",
-            help="A parameter for %(NAME)s; may be repeated. The value is sent as text, and "
-            "PostgreSQL gives it the type that its place in the query needs.",
-            show_default=False,
-        ),
-    ] = None,
+    sql: Text,
+    topology: TopologyFile = None,
+    param: Params = None,
     output: Annotated[
         Form | None,
         typer.Option(
@@ -118,16 +151,7 @@ def query(
             show_default=False,
         ),
     ] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(
-            "--scheduler",
-            metavar="ADDRESS",
-            help="Run on this Dask scheduler's workers, such as tcp://host:8786, instead of "
-            "threads of this process.",
-            show_default=False,
-        ),
-    ] = None,
+    scheduler: Scheduler = None,
     shard_column: Annotated[
         str | None,
         typer.Option(
@@ -137,14 +161,8 @@ def query(
             show_default=False,
         ),
     ] = None,
-    merge: Annotated[
-        Merge,
-        typer.Option(
-            "--merge",
-            help="union: the rows of the shards, one after the other. global: what one database "
-            "with the rows of all shards would answer; the topology must name the sharded tables.",
-        ),
-    ] = Merge.UNION,
+    merge: Merging = Merge.UNION,
+    max_gather_bytes: MaxGatherBytes = None,
 ) -> None:
     """Run one query on every shard and write the answer to stdout.
 
@@ -167,6 +185,46 @@ def query(
         scheduler=scheduler,
         shard_column=shard_column,
         merge=merge.value,
+        max_gather_bytes=max_gather_bytes,
+    )
+
+
+@app.command()
+def explain(
+    sql: Text,
+    topology: TopologyFile = None,
+    param: Params = None,
+    scheduler: Scheduler = None,
+    merge: Merging = Merge.UNION,
+    max_gather_bytes: MaxGatherBytes = None,
+    analyze: Annotated[
+        bool,
+        typer.Option(
+            "--analyze", help="Run it as well, and measure rows, bytes and time for each shard."
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write one JSON object instead of text for people.")
+    ] = False,
+) -> None:
+    """Write how a query would be answered: on which shards, by what SQL, how much is moved.
+
+    Nothing of it is run without --analyze. With --merge global a query that cannot be answered so
+    is explained too: its strategy is "refuse", and the exit status is 0.
+
+    Example: dask-shardsql explain "SELECT count(*) FROM orders" -t shards.toml --merge global
+    """
+    from dask_shardsql.cli.explain import run_explain
+
+    run_explain(
+        sql,
+        topology=topology,
+        params=param or [],
+        scheduler=scheduler,
+        merge=merge.value,
+        max_gather_bytes=max_gather_bytes,
+        analyze=analyze,
+        as_json=as_json,
     )
 
 
@@ -238,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         silence_stdout()
         return exit_status(error)
     except Exception as error:  # noqa: BLE001 - whatever it is, people get a line and a status
-        say(explain(error))
+        say(what_to_say(error))
         return exit_status(error)
     return int(status or 0)  # a typer.Exit comes back as its status
 

@@ -25,11 +25,12 @@ __all__ = [
     "InputError",
     "Stopped",
     "exit_status",
-    "explain",
     "flush_and_end",
+    "in_options",
     "say",
     "silence_stdout",
     "stop_on_signals",
+    "what_to_say",
 ]
 
 # typer brings a click of its own or uses the installed one, depending on its version; the class
@@ -43,6 +44,12 @@ _BAD_INPUT = (
     StatementError,
     TopologyError,
 )
+
+_OPTIONS = {
+    "merge='global'": "--merge global",
+    "max_gather_bytes": "--max-gather-bytes",
+    "shard_column": "--shard-column",
+}
 
 
 class InputError(ConfigurationError):
@@ -80,20 +87,29 @@ def exit_status(error: BaseException) -> int:
     return 1
 
 
-def explain(error: BaseException) -> str:
+def what_to_say(error: BaseException) -> str:
     """Return what stderr says of an error."""
     if isinstance(error, _USAGE_ERROR):
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "dask-shardsql"
         message = str(error.format_message())  # type: ignore[attr-defined]
         return f"error: {message or 'a command is missing'}\nTry '{path} --help'."
-    if isinstance(error, ShardSQLError):
+    if isinstance(error, QueryError):  # which quotes the text
         return f"error: {error}"
+    if isinstance(error, ShardSQLError):
+        return f"error: {in_options(str(error))}"
     if isinstance(error, OSError):
         return f"error: {error.strerror or error}" + (
             f": {error.filename}" if error.filename else ""
         )
     return f"error: {type(error).__name__}: {error}"
+
+
+def in_options(text: str) -> str:
+    """Return what the library says with its arguments' names replaced by the command's options."""
+    for argument, option in _OPTIONS.items():
+        text = text.replace(argument, option)
+    return text
 
 
 def say(text: str) -> None:
