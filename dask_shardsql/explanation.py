@@ -28,6 +28,7 @@ _BECAUSE = {
     "all-rows": "rows of several shards meet",
     "function": "it calls a function, an operator or an aggregate of yours",
     "recursive": "it is recursive",
+    "row-width": "the rows of a part of it would be too wide for a table",
     "smaller": "the parts in which each shard could answer would be larger than the tables",
     "too-long": "its text is too long to be looked into",
     "volatile": "it calls what each shard would decide for itself, as random()",
