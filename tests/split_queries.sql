@@ -137,3 +137,13 @@ SELECT a.id FROM sp_orders a WHERE a.id = 4 AND a.cust IN (SELECT n FROM sp_item
 SELECT a.id FROM sp_orders a WHERE a.id = 4 AND EXISTS (SELECT FROM sp_items b WHERE b.oid = 3)
 SELECT a.id FROM sp_orders a WHERE a.id = 3 AND EXISTS (SELECT FROM sp_items b WHERE b.oid = 3)
 SELECT a.id, (SELECT sum(qty) FROM sp_items) AS s FROM sp_orders a WHERE a.id = 3
+SELECT kind FROM sp_kinds WHERE NOT EXISTS (SELECT FROM sp_orders o WHERE o.kind = sp_kinds.kind)
+SELECT w FROM sp_kinds WHERE w IN (SELECT cust FROM sp_orders) ORDER BY w
+SELECT w FROM sp_kinds WHERE w NOT IN (SELECT cust FROM sp_orders) ORDER BY w
+SELECT w FROM sp_kinds k WHERE w IN (SELECT o.cust FROM sp_orders o WHERE o.kind <> k.kind) ORDER BY w
+SELECT w FROM sp_kinds k WHERE EXISTS (SELECT FROM sp_orders o JOIN sp_items i ON i.n = o.cust WHERE o.cust < k.w AND i.qty > k.w)
+SELECT w FROM sp_kinds k WHERE EXISTS (SELECT FROM sp_orders o WHERE o.cust = k.w HAVING count(*) > 3)
+SELECT w FROM sp_kinds k WHERE EXISTS (SELECT FROM sp_orders o WHERE o.cust = k.w OFFSET 3)
+SELECT w FROM sp_kinds k WHERE w IN (SELECT count(*) FROM sp_orders o WHERE o.cust = k.w)
+SELECT w FROM sp_kinds k WHERE EXISTS (SELECT FROM sp_orders o WHERE o.cust = k.w AND 1 < (SELECT count(*) FROM sp_items i WHERE i.n = o.cust))
+SELECT w FROM sp_kinds k WHERE EXISTS (SELECT FROM sp_items i WHERE i.price::text LIKE '%0' AND i.qty > k.w)

@@ -37,10 +37,13 @@ class Outer:
         Tables which are the same on every shard, by alias, whose rows they have.
     conditions : sequence of Expr
         What these rows meet.
+    is_test : bool, default False
+        Whether it is asked only if it has a row, or one that is equal to something.
     """
 
     tables: Mapping[str, exp.Table] = field(default_factory=dict)
     conditions: Sequence[Any] = ()
+    is_test: bool = False
 
     def inside(self, query: exp.Select, catalog: Catalog) -> Outer:
         """Return what is known inside of a query of which this is the outside."""
