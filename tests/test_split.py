@@ -223,6 +223,11 @@ UNION = {
     "SELECT k, count(*) AS n FROM sp_loose WHERE k = v GROUP BY 1": "whole-groups",
     "SELECT id FROM sp_orders UNION ALL SELECT n FROM sp_items": "row-wise",
     "SELECT oid, rank() OVER (PARTITION BY oid ORDER BY n, qty) AS r FROM sp_items": "whole-groups",
+    "SELECT oid, sum(qty) OVER (PARTITION BY oid) AS s, count(*) FILTER (WHERE n > 9) OVER "
+    "(PARTITION BY oid, qty) AS n FROM sp_items": "whole-groups",
+    "SELECT oid, s FROM (SELECT oid, n, sum(qty) OVER (PARTITION BY oid) AS s FROM sp_items) q "
+    "WHERE n > 9": "whole-groups",
+    "SELECT DISTINCT oid, count(*) OVER (PARTITION BY oid) AS n FROM sp_items": "whole-groups",
     "SELECT DISTINCT oid FROM sp_items": "whole-groups",
     "SELECT DISTINCT qty, oid, oid % 3 AS r FROM sp_items WHERE n > 9": "whole-groups",
     "SELECT DISTINCT o.kind, i.oid FROM sp_orders o JOIN sp_items i ON i.oid = o.id": (
@@ -264,6 +269,10 @@ DISTINCT = {
     "SELECT DISTINCT oid, sum(count(*)) OVER (PARTITION BY oid) AS n FROM sp_items "
     "GROUP BY oid, qty": "merge",
     "SELECT DISTINCT oid, rank() OVER (ORDER BY oid) AS r FROM sp_items": "merge",
+    "SELECT DISTINCT oid, count(*) OVER (PARTITION BY qty) AS n FROM sp_items": "merge",
+    "SELECT sum(count(*)) OVER () AS n FROM sp_items": "merge",
+    "SELECT sum(qty) OVER (PARTITION BY max(oid)) AS s FROM sp_items GROUP BY qty": "merge",
+    "SELECT rank() OVER (ORDER BY max(oid)) AS r FROM sp_items": "merge",
     "SELECT DISTINCT ON (oid, row_number() OVER (ORDER BY price) % 2) oid FROM sp_items": "merge",
     "SELECT count(*) AS n, sum(oid) AS s FROM (SELECT DISTINCT oid, qty FROM sp_items) q": "merge",
     "SELECT count(*) AS n FROM (SELECT DISTINCT k, v FROM sp_loose) q": "merge",

@@ -119,13 +119,20 @@ class Rows:
     shards: frozenset[str] | None = None
 
 
-def has_aggregates(node: Any, catalog: Catalog) -> bool:
-    """Whether an expression calls an aggregate, other than inside of a query in it."""
+def has_aggregates(node: Any, catalog: Catalog, *, is_over: bool = False) -> bool:
+    """Whether an expression calls an aggregate, other than inside of a query in it.
+
+    Over a window, where `is_over` says so, it is none itself: it gives a value for each row.
+    """
     if isinstance(node, Query):
         return False
-    if is_aggregate(node, catalog.aggregates):
+    if not is_over and is_aggregate(node, catalog.aggregates):
         return True
-    return any(has_aggregates(one, catalog) for one in node.iter_expressions())
+    is_over = isinstance(node, exp.Window) or (is_over and isinstance(node, exp.Filter))
+    return any(
+        has_aggregates(one, catalog, is_over=is_over and one is node.this)
+        for one in node.iter_expressions()
+    )
 
 
 def makes_one_group(query: exp.Select, catalog: Catalog) -> bool:
