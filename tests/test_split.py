@@ -273,6 +273,7 @@ DISTINCT = {
     "SELECT sum(count(*)) OVER () AS n FROM sp_items": "merge",
     "SELECT sum(qty) OVER (PARTITION BY max(oid)) AS s FROM sp_items GROUP BY qty": "merge",
     "SELECT rank() OVER (ORDER BY max(oid)) AS r FROM sp_items": "merge",
+    "SELECT count(*) OVER (PARTITION BY max(oid)) AS n FROM sp_items": "merge",
     "SELECT DISTINCT ON (oid, row_number() OVER (ORDER BY price) % 2) oid FROM sp_items": "merge",
     "SELECT count(*) AS n, sum(oid) AS s FROM (SELECT DISTINCT oid, qty FROM sp_items) q": "merge",
     "SELECT count(*) AS n FROM (SELECT DISTINCT k, v FROM sp_loose) q": "merge",
