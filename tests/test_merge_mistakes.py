@@ -127,7 +127,7 @@ def test_the_position_is_that_in_the_users_text(three):
 @pytest.mark.parametrize(
     ("sql", "params", "said"),
     [
-        ("SELECT %s AS a, %s AS b", [1], r"more placeholders than parameters \(1\)"),
+        ("SELECT %s AS a, %s AS b", [1], "there are fewer of them"),
         ("SELECT %s AS a", [1, 2], "there are more of them"),
         ("SELECT %(a)s AS a", [1], "the placeholders have names, and they have none"),
         ("SELECT %s AS a", {"a": 1}, "they have names, and the placeholders have none"),
@@ -141,6 +141,11 @@ def test_the_position_is_that_in_the_users_text(three):
 def test_parameters_and_placeholders(sql, params, said, merge, three):
     with pytest.raises(dss.QueryError, match=f"(?i){said}"):
         dss.collect(sql, three.topology, params, merge=merge)
+
+
+def test_explain_is_no_query(three):
+    with pytest.raises(dss.StatementError, match="give the query to dask_shardsql.explain"):
+        dss.collect("EXPLAIN SELECT count(*) FROM mm_orders", three.topology, merge="global")
 
 
 def test_columns_without_a_name_or_at_all(three):

@@ -104,10 +104,13 @@ def _single_query(sql: str) -> str:
     if first is None:
         raise StatementError("the query is empty", query=sql)
     if first.lower() not in _QUERY_WORDS:
+        hint = "write SELECT, VALUES, TABLE or WITH ... SELECT"
+        if first.lower() == "explain":
+            hint = "leave EXPLAIN out, and give the query to dask_shardsql.explain"
         raise StatementError(
             f"only a query can be read from the shards, and this text starts with {first[:30]!r}",
             query=sql,
-            hint="write SELECT, VALUES, TABLE or WITH ... SELECT",
+            hint=hint,
         )
     return sql[start:end]
 

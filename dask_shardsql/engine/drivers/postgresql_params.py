@@ -26,9 +26,7 @@ def merge_params(cursor: Any, query: Query) -> str:
         problem = "there are parameters, and no placeholder in the query"  # psycopg2 drops them
     try:
         text = cursor.mogrify(query.sql, each_param(query.params, _adapt))
-    except IndexError:
-        problem = f"there are more placeholders than parameters ({len(query.params)})"
-    except TypeError as error:
+    except (IndexError, TypeError) as error:
         problem = f"the parameters do not fit the placeholders: {_why(query.sql, error)}"
     except KeyError as error:
         problem = f"the query has a placeholder %({error.args[0]})s and no such parameter"
@@ -47,9 +45,11 @@ def merge_params(cursor: Any, query: Query) -> str:
     return single_query(text.decode("utf-8"))
 
 
-def _why(sql: str, error: TypeError) -> str:
+def _why(sql: str, error: IndexError | TypeError) -> str:
     """Return in words what psycopg2 says in Python's."""
     said = str(error)
+    if isinstance(error, IndexError):
+        return "there are fewer of them"
     if said.startswith("not all arguments"):
         return "there are more of them"
     if said.startswith("dict is not"):
