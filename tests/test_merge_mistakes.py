@@ -203,3 +203,26 @@ def test_a_server_that_is_lost_while_rows_are_copied(victim, three, monkeypatch)
     with psycopg2.connect(three.dsns[at]) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY pg_temp%'")
         assert cursor.fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT reltuples FROM pg_class WHERE relname = 'mm_orders'",
+        "SELECT n_live_tup FROM pg_stat_user_tables",
+        "SELECT count(*) FROM mm_orders, information_schema.tables",
+        "SELECT (SELECT count(*) FROM pg_stats WHERE tablename = k.kind) AS n FROM mm_kinds k",
+        "WITH types AS (TABLE pg_type) SELECT count(*) FROM types",
+    ],
+)
+def test_what_a_server_says_of_one_database(sql, three):
+    with pytest.raises(dss.MergeRefusedError, match="says something of one database") as caught:
+        dss.collect(sql, three.topology, merge="global")
+    assert caught.value.reason == "system-table"
+
+
+def test_a_shard_key_that_is_no_column(three):
+    topology = dss.Topology(three.topology.shards, (dss.ShardedTable("mm_orders", "idd"),))
+    with pytest.raises(dss.MergeRefusedError, match="'idd' .* has id, name, code, sort") as caught:
+        dss.collect("SELECT count(*) FROM mm_orders", topology, merge="global")
+    assert caught.value.reason == "unknown-key"

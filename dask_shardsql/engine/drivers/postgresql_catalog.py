@@ -98,8 +98,11 @@ RULES = (
     + """
 SELECT bool_or(r.ev_action::text LIKE '%%:varattno 0 %%'),
     bool_or(r.ev_action::text LIKE '%%:varattno -%%'), pg_catalog.array_agg(DISTINCT named.oid)
-        FILTER (WHERE named.oid IS NOT NULL)
+        FILTER (WHERE named.oid IS NOT NULL), min(of_server.name)
 FROM pg_catalog.pg_rewrite r LEFT JOIN LATERAL (
+    SELECT m[1]::pg_catalog.oid::pg_catalog.regclass::text FROM pg_catalog.regexp_matches(
+        r.ev_action::text, ':rtekind 0 :relid (\\d+) ', 'g') m WHERE m[1]::int8 < 16384
+) of_server(name) ON true LEFT JOIN LATERAL (
     SELECT c.oid::int8 FROM pg_catalog.regexp_matches(r.ev_action::text, ':consttype 2205 [^{}]*'
         ':constvalue 4 \\[ (-?\\d+) (-?\\d+) (-?\\d+) (-?\\d+) ', 'g') b
     JOIN pg_catalog.pg_class c ON c.oid::int8 IN (

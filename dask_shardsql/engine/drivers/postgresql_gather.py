@@ -130,7 +130,8 @@ class PostgreSQLGathering(PostgreSQLReceiving):
         refuse_ambiguous_names(self._rows, names, self._sharded)
         self._rules = self._rows(RULES, view=f"pg_temp.{_VIEW}")
         self._functions = self._rows(FUNCTIONS, view=f"pg_temp.{_VIEW}")
-        refuse_what_is_not_seen(self._functions, self._rules[0][2], tables)
+        _, _, named, of_server = self._rules[0]
+        refuse_what_is_not_seen(self._functions, named, of_server, tables)
         self._gathered = {oid: one for oid, one in relations.items() if oid in tables}
         refuse_hidden_reads(self._rows, _VIEW, relations, tables)
         self._read_by_it = {oid: one for oid, one in relations.items() if one.schema not in _SYSTEM}
@@ -264,7 +265,7 @@ class PostgreSQLGathering(PostgreSQLReceiving):
         return reads(self._rows, oid, {*self._gathered})
 
     def _refuse_what_is_known_to_differ(self, views: dict[int, Relation]) -> None:
-        ((self._has_whole_rows, has_system_columns, _),) = self._rules
+        ((self._has_whole_rows, has_system_columns, _, _),) = self._rules
         if has_system_columns:
             raise MergeRefusedError(
                 "system-column",
@@ -319,8 +320,14 @@ class PostgreSQLGathering(PostgreSQLReceiving):
 
     def _extract(self, relation: Relation, key: str) -> Extract:
         columns = self._columns[relation.oid]
-        chosen = self._chosen(relation)
-        chosen = chosen or [one for one in columns if one.name == key] or columns[:1]
+        key_columns = [one for one in columns if one.name == key]
+        if not key_columns:
+            raise MergeRefusedError(
+                "unknown-key",
+                f"the shard key {key!r} that the topology names is no column of "
+                f"{relation.full_name}, which has {', '.join(one.name for one in columns)}",
+            )
+        chosen = self._chosen(relation) or key_columns
         if any(one.names_objects for one in chosen):
             raise MergeRefusedError(
                 "column-type",

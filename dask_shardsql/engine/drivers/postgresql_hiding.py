@@ -48,9 +48,16 @@ def refuse_ambiguous_names(rows: Rows, read: set[str], sharded: Sequence[Sharded
 def refuse_what_is_not_seen(
     functions: Sequence[tuple[Any, ...]],
     named: Sequence[int] | None,
+    of_server: str | None,
     tables: Mapping[int, ShardedTable],
 ) -> None:
     """Refuse what reads a table that is named in a string, or looks at the table itself."""
+    if of_server is not None:
+        raise MergeRefusedError(
+            "system-table",
+            f"it reads {of_server}, which says something of one database only: ask each shard, "
+            "with merge='union' and shard_column",
+        )
     for name, _, _, _, is_own, names_tables in functions:
         is_one = name in _RUNS_SQL or name.startswith(_RUNS_SQL_PREFIXES)
         if names_tables or (is_one and not is_own):
