@@ -18,7 +18,7 @@ from distributed import Client, get_worker
 from packaging.requirements import Requirement
 
 import dask_shardsql as dss
-from dask_shardsql.frame import _dask, decimals, partials, pushdown
+from dask_shardsql.frame import _dask, decimals, groups, partials, pushdown
 from dask_shardsql.frame.expr import ReadShards, ReadWhole
 
 
@@ -30,7 +30,7 @@ def test_the_installed_dask_is_within_the_pin():
 
 
 def test_every_name_behind_the_door_exists_and_is_used():
-    modules = (inspect.getmodule(ReadShards), decimals, partials, pushdown)
+    modules = (inspect.getmodule(ReadShards), decimals, groups, partials, pushdown)
     sources = [inspect.getsource(module) for module in modules]
     sources.append(inspect.getsource(inspect.getmodule(dss.read_sharded_sql)))
     for name in _dask.__all__:

@@ -185,7 +185,7 @@ def test_each_comparison_gives_the_same_rows(name, ddf):
 
 
 SHAPES = {
-    "columns": (lambda d: d[["word", "n"]], ("n", "word"), 0),
+    "columns": (lambda d: d[["word", "n"]], ("word", "n"), 0),
     "one column": (lambda d: d.n + d.small, ("small", "n"), 0),
     "assign": (lambda d: d.assign(z=d.n + 1)[["z", "word"]], ("n", "word"), 0),
     "assign over it": (lambda d: d.assign(n=d.big)[["n"]], ("big",), 0),

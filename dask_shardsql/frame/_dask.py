@@ -32,6 +32,11 @@ from dask.dataframe.dask_expr._expr import (
     determine_column_projection,
 )
 from dask.dataframe.dask_expr._expr import _DelayedExpr as DelayedExpr
+from dask.dataframe.dask_expr._groupby import (
+    GroupbyAggregation,
+    GroupByApplyConcatApply,
+    GroupByReduction,
+)
 from dask.dataframe.dask_expr._groupby import Mean as GroupByMean
 from dask.dataframe.dask_expr._reductions import (
     Chunk,
@@ -45,6 +50,7 @@ from dask.dataframe.dask_expr._reductions import (
     TreeReduce,
 )
 from dask.dataframe.dask_expr.io.io import BlockwiseIO
+from dask.dataframe.dispatch import meta_nonempty
 from dask.dataframe.extensions import make_scalar
 from dask.tokenize import normalize_token
 
@@ -64,7 +70,10 @@ __all__ = [
     "DelayedExpr",
     "Expr",
     "Filter",
+    "GroupByApplyConcatApply",
     "GroupByMean",
+    "GroupByReduction",
+    "GroupbyAggregation",
     "Head",
     "Index",
     "Invert",
@@ -87,5 +96,6 @@ __all__ = [
     "determine_column_projection",
     "groupby_module",
     "make_scalar",
+    "meta_nonempty",
     "normalize_token",
 ]

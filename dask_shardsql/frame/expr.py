@@ -6,19 +6,17 @@ import functools
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import pandas as pd
-
 from dask_shardsql.config import Settings
 from dask_shardsql.engine.drivers.narrowing import Narrowing
 from dask_shardsql.engine.drivers.slicing import Part
-from dask_shardsql.engine.fetch import Answer, count_shard, read_shard
-from dask_shardsql.engine.registry import TopologyRef
-from dask_shardsql.engine.slices import read_slice
-from dask_shardsql.engine.snapshots import Snapshot, end_after_errors
+from dask_shardsql.engine.fetch import Answer, count_shard
+from dask_shardsql.engine.snapshots import end_after_errors
 from dask_shardsql.frame import whole
 from dask_shardsql.frame._dask import (
     BlockwiseIO,
     Filter,
+    GroupByApplyConcatApply,
+    GroupByReduction,
     Head,
     Index,
     Len,
@@ -33,7 +31,9 @@ from dask_shardsql.frame._dask import (
 from dask_shardsql.frame.beginning import Beginning, Snapshots
 from dask_shardsql.frame.decimals import install
 from dask_shardsql.frame.dependents import is_known, parents_of
+from dask_shardsql.frame.groups import grouping_of, groups_of
 from dask_shardsql.frame.partials import ReadColumn, chunks_of, partials_of
+from dask_shardsql.frame.partition import read_part, read_partition
 from dask_shardsql.frame.pushdown import can_push, split_conditions
 from dask_shardsql.frame.to_pandas import to_pandas
 from dask_shardsql.run import share_topology
@@ -92,11 +92,9 @@ class ReadShards(Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[mi
         columns, where, limit = (self.operand(name) for name in ("columns", "where", "limit"))
         if columns is None and not where and limit is None:
             return whole
-        chosen = [
-            number
-            for number, column in enumerate(whole.columns)
-            if columns is None or column.name in columns
-        ]
+        names = [column.name for column in whole.columns]
+        wanted = names if columns is None else columns
+        chosen = [names.index(name) for name in wanted if name in names]
         described = tuple(whole.described[number] for number in chosen)
         has_shard = columns is None or whole.shard_column in columns
         return replace(
@@ -169,9 +167,13 @@ class ReadShards(Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[mi
         if type(parent) in (Projection, Index, ReadIndex):
             parent = ReadIndex(self) if type(parent) is Index else parent
             narrowed = self._projected(parent, dependents)
+            if narrowed is self and self._can_reorder(parent, dependents):
+                return self.substitute_parameters({"columns": list(parent.columns)})
             return parent if narrowed is self else parent.substitute(self, narrowed)
         if len(parents_of(self, dependents)) > 1:  # which may be put beside this one, row by row
             return None
+        if isinstance(parent, (GroupByApplyConcatApply, GroupByReduction)):
+            return self._grouped(parent)
         if type(parent) is Head and parent.n >= 0 and self.operand("limit") is None:
             return parent.substitute(self, self.substitute_parameters({"limit": int(parent.n)}))
         if type(parent) is Len and self.operand("snapshots") is None:
@@ -180,6 +182,22 @@ class ReadShards(Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[mi
             narrowed = self.substitute_parameters({"columns": [self._narrowest]})
             return parent.substitute(self, narrowed)
         return None
+
+    def _grouped(self, parent: Any) -> Any:
+        """Return the same of groups that the shards make, where they can."""
+        if not self._can_filter or self.operand("snapshots") is not None:
+            return None
+        grouping = grouping_of(parent, self) if parent.frame._name == self._name else None
+        if grouping is None:
+            return None
+        return type(parent)(ReadGroups(*self.operands, grouping), *parent.operands[1:])
+
+    def _can_reorder(self, parent: Any, dependents: Any) -> bool:
+        """Whether a read of the same columns in another order is all that is wanted of this one."""
+        shard_column = self.operand("answer").shard_column
+        is_alone = type(parent) is Projection and len(parents_of(self, dependents)) == 1
+        is_same = parent.ndim == 2 and sorted(parent.columns) == sorted(self.columns)
+        return is_alone and is_same and shard_column not in parent.columns[:-1]
 
     @property
     def _narrowest(self) -> str:
@@ -307,6 +325,22 @@ class ReadPartials(ReadShards):
         return self.task_of(name, index, partials_of, None, self.operand("parts"))
 
 
+class ReadGroups(ReadShards):
+    """What shards have grouped of a read; operands are those of the read, and ``grouping``."""
+
+    _parameters: ClassVar = [*ReadShards._parameters, "grouping"]
+
+    @functools.cached_property
+    def _name(self) -> str:
+        return f"groups-sharded-sql-{self.deterministic_token}"
+
+    def _simplify_up(self, parent: Any, dependents: Any) -> None:
+        return None
+
+    def _filtered_task(self, name: Any, index: int) -> Task:
+        return self.task_of(name, index, groups_of, None, self.operand("grouping"))
+
+
 class CountRows(Len):  # type: ignore[misc]
     """How many rows a read has."""
 
@@ -363,23 +397,3 @@ def _width(column: Column) -> int:
         return int(column.arrow_type.bit_width) // 8
     except ValueError:
         return 1000
-
-
-def read_partition(
-    ref: TopologyRef, shard: str, answer: Answer, dtype_backend: str
-) -> pd.DataFrame:
-    """Return one shard's answer as a pandas DataFrame."""
-    return to_pandas(read_shard(ref, shard, answer), answer, dtype_backend, shard)
-
-
-def read_part(
-    ref: TopologyRef,
-    shard: str,
-    answer: Answer,
-    dtype_backend: str,
-    part: Part,
-    snapshot: Snapshot,
-) -> pd.DataFrame:
-    """Return one slice of a shard's answer as a pandas DataFrame."""
-    table = read_slice(ref, shard, answer, part, snapshot)
-    return to_pandas(table, answer, dtype_backend, shard)

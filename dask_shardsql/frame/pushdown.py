@@ -21,7 +21,7 @@ from dask_shardsql.sql import predicates
 from dask_shardsql.sql.predicates import Compare, Field, IsIn, IsNull, Node, Not
 from dask_shardsql.sql.types import Column
 
-__all__ = ["can_push", "field_of", "split_conditions"]
+__all__ = ["can_push", "field_named", "field_of", "split_conditions"]
 
 _OPERATORS = {
     dask_.EQ: "=",
@@ -77,6 +77,14 @@ def field_of(expr: Any, read: Any) -> Field | None:
     """Return the column of a read that an expression is, if SQL knows its kind of values."""
     try:
         return _Translator(read).field(expr)
+    except _UnknownError:
+        return None
+
+
+def field_named(name: Any, read: Any) -> Field | None:
+    """Return the column of that name, if there is one and SQL knows its kind of values."""
+    try:
+        return _Translator(read).named(name)
     except _UnknownError:
         return None
 
@@ -168,7 +176,11 @@ class _Translator:
         """Return the column that an expression is of the read itself."""
         if not isinstance(expr, dask_.Projection) or expr.frame._name != self._read._name:
             raise _UnknownError
-        column = self._columns.get(expr.operand("columns")) if _is_name(expr) else None
+        return self.named(expr.operand("columns"))
+
+    def named(self, name: Any) -> Field:
+        """Return the column of a name."""
+        column = self._columns.get(name) if isinstance(name, str) else None
         if column is None:
             raise _UnknownError
         return Field(column.name, self._kind(column))
@@ -194,10 +206,6 @@ class _Translator:
         if pa.types.is_timestamp(of_type):
             return "timestamp"
         raise _UnknownError
-
-
-def _is_name(expr: Any) -> bool:
-    return isinstance(expr.operand("columns"), str)
 
 
 def _held(delayed: Any) -> Any:

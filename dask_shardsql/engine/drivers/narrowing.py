@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from dask_shardsql.engine.drivers.base import Driver, Query
-from dask_shardsql.sql.predicates import Node
+from dask_shardsql.sql.predicates import Field, Node
 
 __all__ = ["Aggregate", "Narrowing", "NarrowingDriver"]
 
@@ -20,7 +20,7 @@ class Aggregate:
     function : {"sum", "count", "min", "max"}
         How; texts are ordered by their code points.
     column : str
-        The column's name.
+        The column's name; empty to count rows.
     name : str
         The value's own.
     type_name : str
@@ -49,6 +49,8 @@ class Narrowing:
         Whether only the number of these rows is wanted, in a column ``count``.
     aggregates : tuple of Aggregate
         What is wanted of these rows, instead of them.
+    groups : tuple of Field
+        Columns by which they are grouped for that; the first is then called ``key_0``.
     """
 
     columns: tuple[str, ...]
@@ -56,6 +58,7 @@ class Narrowing:
     limit: int | None = None
     is_counted: bool = False
     aggregates: tuple[Aggregate, ...] = ()
+    groups: tuple[Field, ...] = ()
 
 
 @runtime_checkable

@@ -211,13 +211,19 @@ class PostgreSQLDriver:
         def column(name: str) -> str:
             return f"dask_shardsql.{double_quoted(name)}"
 
+        keys = [
+            f'{column(one.name)} COLLATE "C"' if one.kind == "text" else column(one.name)
+            for one in narrowing.groups
+        ]
         columns = ", ".join(
-            [_aggregated(one, column) for one in narrowing.aggregates]
+            [f"{key} AS key_{n}" for n, key in enumerate(keys)]
+            + [_aggregated(one, column) for one in narrowing.aggregates]
             or map(column, narrowing.columns)
         )
         where = " AND ".join(postgresql(node, column) for node in narrowing.where)
         before, behind = f"SELECT {columns} FROM (\n", "\n) AS dask_shardsql"
         behind += f" WHERE {where}" if where else ""
+        behind += f" GROUP BY {', '.join(keys)}" if keys else ""
         behind += f" LIMIT {narrowing.limit}" if narrowing.limit is not None else ""
         if narrowing.is_counted:
             before, behind = f"SELECT count(*) AS count FROM ({before}", f"{behind}) AS counted"
@@ -282,7 +288,7 @@ class PostgreSQLDriver:
 
 def _aggregated(one: Aggregate, column: Callable[[str], str]) -> str:
     """Return what makes a value of a column."""
-    value = column(one.column)
+    value = column(one.column) if one.column else "*"
     if one.function == "sum" and one.type_name == "float8":
         value += "::float8"
     if one.function in ("min", "max") and one.type_name == "text":
