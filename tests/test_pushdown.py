@@ -350,7 +350,7 @@ def test_reductions_that_are_left_to_pandas(ddf, monkeypatch):
         lambda d: d.x.sum(skipna=False),
         lambda d: d.x.max(),  # where NaN is not what it is to PostgreSQL
         lambda d: d.n.sum() + d.word.str.len().max(),
-        lambda d: (d.n + 1).sum(),
+        lambda d: (d.r + d.x).sum(),
     ):
         asked.clear()
         on = outcome(make, ddf)
@@ -359,6 +359,36 @@ def test_reductions_that_are_left_to_pandas(ddf, monkeypatch):
         with dask.config.set({"shardsql.pushdown": False}):
             off = outcome(make, ddf)
         assert on is off or on == pytest.approx(off, nan_ok=True)
+
+
+COMPUTED = {
+    "integers": lambda d: (d.id * d.small).sum(),
+    "decimals": lambda d: (d.price * d.small).sum(),
+    "a decimal and a number": lambda d: (d.price * (1 - d.price)).sum(),
+    "floats": lambda d: (d.x * d.y - 1).sum(),
+    "of a filter": lambda d: (d[d.n > 0].price + d[d.n > 0].small).max(),
+    "a mean": lambda d: (d.price * 3).mean(),
+    "a count": lambda d: (d.small - 1).count(),
+    "beside others": lambda d: (d.small * 2).sum() - d.small.max(),
+    "with a name": lambda d: (d.small + d.id).rename("both").min(),
+    "NumPy's numbers": lambda d: (d.small + np.int64(3)).sum(),
+    "a Decimal": lambda d: (d.price - Decimal("0.5")).min(),
+    "beyond its type": lambda d: (d.big + 1).sum(),
+}
+
+
+@pytest.mark.parametrize("shape", COMPUTED)
+def test_reductions_of_what_is_computed(shape, ddf, monkeypatch):
+    asked = asked_by(monkeypatch)
+    on = outcome(COMPUTED[shape], ddf)
+    assert "part_0" in asked[0]
+    with dask.config.set({"shardsql.pushdown": False}):
+        off = outcome(COMPUTED[shape], ddf)
+    assert type(on) is type(off)
+    if isinstance(off, float):
+        assert on == pytest.approx(off, rel=1e-12, nan_ok=True)
+    else:
+        assert on is off or on == off
 
 
 def test_reductions_of_one_shard(loaded):

@@ -112,7 +112,30 @@ SHAPES = {
     "by a column": lambda d: d.groupby(d.word).n.sum(),
     "the key is counted": lambda d: d.groupby("word").word.count(),
 }
+COMPUTED = {
+    "an integer": lambda d: d.assign(z=d.id + d.small).groupby("word").z.max(),
+    "a decimal": lambda d: d.assign(z=d.price * d.small).groupby("word").z.sum(),
+    "of a number": lambda d: d.assign(z=1 - d.price).groupby("word").z.mean(),
+    "of one another": lambda d: (
+        d.assign(z=d.id * 2).assign(zz=lambda e: e.z - e.small).groupby("word").zz.sum()
+    ),
+    "beside columns": lambda d: (
+        d[d.n >= 0]
+        .assign(z=d.price * d.small, zz=d.id + 1)
+        .groupby(["word", "ok"])
+        .agg({"z": ["sum", "mean"], "zz": "count", "n": "max"})
+    ),
+    "as a key": lambda d: d.assign(z=d.small + 1).groupby("z").price.sum(),
+    "set": lambda d: d.assign(z=d.id).groupby("word").z.min(),
+    "beyond its type": lambda d: d.assign(z=d.big * d.big).groupby("word").z.sum(),
+}
 LEFT = {
+    "a computed float": lambda d: d.assign(z=d.x * 2).groupby("word").z.sum(),
+    "another column of a name": lambda d: d.assign(n=d.small * 2).groupby("word").n.sum(),
+    "computed, and more": lambda d: (lambda e: e.groupby("word").z.sum() / e.z.max())(
+        d.assign(z=d.id + d.small)
+    ),
+    "the variance of a computed one": lambda d: d.assign(z=d.id + 1).groupby("word").z.var(),
     "variance": lambda d: d.groupby("word").n.var(),
     "first": lambda d: d.groupby("word", sort=True).n.first(),
     "different values": lambda d: d.groupby("word").n.nunique(),
@@ -129,6 +152,11 @@ LEFT = {
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes(shape, ddf, monkeypatch):
     assert same(SHAPES[shape], ddf, monkeypatch) is True
+
+
+@pytest.mark.parametrize("shape", COMPUTED)
+def test_computed(shape, ddf, monkeypatch):
+    assert same(COMPUTED[shape], ddf, monkeypatch) in (True, None)
 
 
 @pytest.mark.parametrize("shape", LEFT)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from dask_shardsql.config import Settings
-from dask_shardsql.engine.drivers.narrowing import Narrowing
 from dask_shardsql.engine.drivers.slicing import Part
 from dask_shardsql.engine.fetch import Answer, count_shard
 from dask_shardsql.engine.snapshots import end_after_errors
@@ -15,8 +13,6 @@ from dask_shardsql.frame import whole
 from dask_shardsql.frame._dask import (
     BlockwiseIO,
     Filter,
-    GroupByApplyConcatApply,
-    GroupByReduction,
     Head,
     Index,
     Len,
@@ -31,13 +27,13 @@ from dask_shardsql.frame._dask import (
 from dask_shardsql.frame.beginning import Beginning, Snapshots
 from dask_shardsql.frame.decimals import install
 from dask_shardsql.frame.dependents import is_known, parents_of
-from dask_shardsql.frame.groups import grouping_of, groups_of
-from dask_shardsql.frame.partials import ReadColumn, chunks_of, partials_of
+from dask_shardsql.frame.groups import grouped_later, grouping_of, groups_of, is_grouping
+from dask_shardsql.frame.narrowed import narrowed, narrowest
+from dask_shardsql.frame.partials import ReadValue, chunks_of, partials_of
 from dask_shardsql.frame.partition import read_part, read_partition
-from dask_shardsql.frame.pushdown import can_push, split_conditions
+from dask_shardsql.frame.pushdown import can_push, known_value, split_conditions
 from dask_shardsql.frame.to_pandas import to_pandas
 from dask_shardsql.run import share_topology
-from dask_shardsql.sql.types import Column
 
 __all__ = ["ReadShards", "Snapshots"]
 
@@ -52,12 +48,12 @@ class ReadShards(Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[mi
     new for every read so that no persisted older answer is taken for this one, and ``snapshots``,
     a :class:`Snapshots`, where shards are split. Of what the query answers, ``columns`` are read
     (None: all), of the rows that meet the conditions ``where``, and ``limit`` rows of each
-    partition at the most.
+    partition at the most; besides them, columns that are ``computed`` of others.
     """
 
     _parameters: ClassVar = [
         *("ref", "shards", "answer", "dtype_backend", "token", "snapshots", "_partitions"),
-        *("can_narrow", "columns", "where", "limit"),
+        *("can_narrow", "columns", "where", "limit", "computed"),
     ]
     _defaults: ClassVar = {
         "snapshots": None,
@@ -66,6 +62,7 @@ class ReadShards(Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[mi
         "columns": None,
         "where": (),
         "limit": None,
+        "computed": (),
     }
     _absorb_projections = True
     _filter_passthrough = True
@@ -88,22 +85,8 @@ class ReadShards(Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[mi
     @functools.cached_property
     def answer(self) -> Answer:
         """What is asked of every shard: no more than is needed of the query's answer."""
-        whole: Answer = self.operand("answer")
-        columns, where, limit = (self.operand(name) for name in ("columns", "where", "limit"))
-        if columns is None and not where and limit is None:
-            return whole
-        names = [column.name for column in whole.columns]
-        wanted = names if columns is None else columns
-        chosen = [names.index(name) for name in wanted if name in names]
-        described = tuple(whole.described[number] for number in chosen)
-        has_shard = columns is None or whole.shard_column in columns
-        return replace(
-            whole,
-            described=described,
-            columns=tuple(whole.columns[number] for number in chosen),
-            shard_column=whole.shard_column if has_shard else None,
-            narrowing=Narrowing(tuple(column.name for column in described), where, limit),
-        )
+        names = ("answer", "columns", "where", "limit", "computed")
+        return narrowed(*map(self.operand, names))
 
     def partials(self, parts: Any) -> ReadPartials:
         """Return the parts of chunks of this read, instead of its rows."""
@@ -163,7 +146,11 @@ class ReadShards(Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[mi
             return None
         can_part = type(parent) is Projection and self._can_filter
         if can_part and (parts := self._chunks(dependents)) is not None:
-            return ReadColumn(*parent.operands, parts)
+            known = known_value(parent, self)
+            if known is not None:
+                return ReadValue(self, known, parent._meta.name, parts)
+        if (same := self._grouped_later(parent, dependents)) is not None:
+            return same
         if type(parent) in (Projection, Index, ReadIndex):
             parent = ReadIndex(self) if type(parent) is Index else parent
             narrowed = self._projected(parent, dependents)
@@ -172,16 +159,27 @@ class ReadShards(Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[mi
             return parent if narrowed is self else parent.substitute(self, narrowed)
         if len(parents_of(self, dependents)) > 1:  # which may be put beside this one, row by row
             return None
-        if isinstance(parent, (GroupByApplyConcatApply, GroupByReduction)):
+        if is_grouping(parent):
             return self._grouped(parent)
         if type(parent) is Head and parent.n >= 0 and self.operand("limit") is None:
             return parent.substitute(self, self.substitute_parameters({"limit": int(parent.n)}))
         if type(parent) is Len and self.operand("snapshots") is None:
             return CountRows(self)
         if type(parent) is Len and len(self.columns) > 1:  # of slices
-            narrowed = self.substitute_parameters({"columns": [self._narrowest]})
+            narrowed = self.substitute_parameters({"columns": [narrowest(self.answer)]})
             return parent.substitute(self, narrowed)
         return None
+
+    @functools.cached_property
+    def rows(self) -> str:
+        """The name of all reads that differ in their columns only."""
+        return str(self.substitute_parameters({"columns": None, "computed": ()})._name)
+
+    def _grouped_later(self, parent: Any, dependents: Any) -> Any:
+        """Return the same as an expression of this read, if shards can group that in the end."""
+        if not self._can_filter or self.operand("snapshots") is not None:
+            return None
+        return grouped_later(parent, self, dependents)
 
     def _grouped(self, parent: Any) -> Any:
         """Return the same of groups that the shards make, where they can."""
@@ -199,11 +197,6 @@ class ReadShards(Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[mi
         is_same = parent.ndim == 2 and sorted(parent.columns) == sorted(self.columns)
         return is_alone and is_same and shard_column not in parent.columns[:-1]
 
-    @property
-    def _narrowest(self) -> str:
-        """Name of the column that is read for the number of rows."""
-        return min(self.answer.columns, key=_width).name
-
     def _projected(self, parent: Any, dependents: Any) -> ReadShards:
         """Return a read of no more columns than are needed: at least one, for the number of rows.
 
@@ -213,7 +206,7 @@ class ReadShards(Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[mi
         wanted = {wanted} if isinstance(wanted, str) else set(wanted)
         names = [column.name for column in self.answer.columns]
         if not wanted & set(names):
-            wanted.add(self._narrowest)
+            wanted.add(narrowest(self.answer))
         columns = [name for name in self.columns if name in wanted]
         if columns == self.columns:
             return self
@@ -315,8 +308,7 @@ class ReadPartials(ReadShards):
 
     @functools.cached_property
     def _meta(self) -> Any:
-        columns = {column.name: column.arrow_type for column in self.answer.columns}
-        return tuple(part.value(None, columns[part.column]) for part in self.operand("parts"))
+        return tuple(part.value(None) for part in self.operand("parts"))
 
     def _simplify_up(self, parent: Any, dependents: Any) -> None:
         return None
@@ -338,7 +330,8 @@ class ReadGroups(ReadShards):
         return None
 
     def _filtered_task(self, name: Any, index: int) -> Task:
-        return self.task_of(name, index, groups_of, None, self.operand("grouping"))
+        rows = narrowed(self.operand("answer"), None, self.operand("where"), None, ())
+        return self.task_of(name, index, groups_of, None, self.operand("grouping"), rows)
 
 
 class CountRows(Len):  # type: ignore[misc]
@@ -389,11 +382,3 @@ class ReadWhole(Beginning):
         key = (self._name, 0)
         joined = Task(key, whole.join, parcels, self._read.answer)
         return {task.key: task for task in [*tasks, joined]}
-
-
-def _width(column: Column) -> int:
-    """Return about how many bytes a value has."""
-    try:
-        return int(column.arrow_type.bit_width) // 8
-    except ValueError:
-        return 1000

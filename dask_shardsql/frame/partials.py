@@ -8,8 +8,9 @@ rows are read, and all are computed of these.
 
 from __future__ import annotations
 
+import functools
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -30,17 +31,18 @@ from dask_shardsql.frame._dask import (
     Sum,
 )
 from dask_shardsql.frame.dependents import is_known, parents_of
-from dask_shardsql.frame.pushdown import field_of
+from dask_shardsql.frame.pushdown import Known, is_computed, known_value
 from dask_shardsql.frame.to_pandas import to_pandas
-from dask_shardsql.sql.predicates import Field
+from dask_shardsql.sql.predicates import Arithmetic, Field, Term
 from dask_shardsql.sql.types import Column, arrow_type_of
 
 __all__ = [
     "OUT_OF_RANGE",
     "Part",
-    "ReadColumn",
+    "ReadValue",
     "asked_for",
     "chunks_of",
+    "computed",
     "part_of",
     "partials_of",
     "wrapped",
@@ -50,6 +52,7 @@ _FUNCTIONS = {Sum: "sum", Count: "count", Min: "min", Max: "max"}
 OUT_OF_RANGE = "22003"
 """SQLSTATE of a sum that the server has no number for, where Arrow has."""
 _HALF = 1 << 63
+_PYTHON = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 _ORDERED = ("integer", "decimal", "date", "timestamp")
 
 
@@ -61,8 +64,10 @@ class Part:
     ----------
     function : {"sum", "count", "min", "max", "size"}
         What is computed.
-    column : str
-        Of which column.
+    of : Field, Arithmetic or value
+        Of what.
+    arrow_type : pyarrow.DataType
+        Its type.
     type_name : str
         The type of what the server answers.
     keywords : tuple
@@ -70,7 +75,8 @@ class Part:
     """
 
     function: str
-    column: str
+    of: Term
+    arrow_type: pa.DataType
     type_name: str
     keywords: tuple[tuple[str, Any], ...] = ()
 
@@ -83,10 +89,11 @@ class Part:
     def aggregate(self, name: str) -> Aggregate:
         """Return what the server is asked for."""
         function = "count" if self.function == "size" else self.function
-        return Aggregate(function, self.column, name, self.type_name)
+        return Aggregate(function, self.of, name, self.type_name)
 
-    def value(self, found: Any, of_type: pa.DataType) -> Any:
+    def value(self, found: Any) -> Any:
         """Return what pandas would have computed of the rows."""
+        of_type = self.arrow_type
         if self.function == "count":
             return type(pd.Series([1]).count())(found or 0)
         if self.function == "sum" and pa.types.is_integer(of_type):
@@ -104,60 +111,86 @@ def wrapped(number: Any) -> int:
     return (int(number) + _HALF) % (2 * _HALF) - _HALF
 
 
-def part_of(
-    function: str | None, field: Field | None, keywords: Mapping[str, Any], answer: Answer
-) -> Part | None:
-    """Return how the server computes a function of a column, if it can as pandas does."""
-    if function is None or field is None:
+def part_of(function: str | None, known: Known | None, keywords: Any = None) -> Part | None:
+    """Return how the server computes a function of a value, if it can as pandas does."""
+    if function is None or known is None:
         return None
-    column = next(one for one in answer.columns if one.name == field.name)
     type_name = {
         ("sum", "integer"): "numeric(38,0)",
         ("sum", "float"): "float8",
-        ("sum", "decimal"): f"numeric(38,{getattr(column.arrow_type, 'scale', 0)})",
+        ("sum", "decimal"): f"numeric(38,{getattr(known.arrow_type, 'scale', 0)})",
         ("min", "text"): "text",
         ("max", "text"): "text",
-        **{(name, kind): column.type_name for name in ("min", "max") for kind in _ORDERED},
-    }.get((function, field.kind))
+        **{(name, kind): known.type_name for name in ("min", "max") for kind in _ORDERED},
+    }.get((function, known.kind))
     if function == "count":
         type_name = "int8"
     if type_name is None:
         return None
-    return Part(function, column.name, type_name, tuple(sorted(keywords.items())))
+    in_order = tuple(sorted((keywords or {}).items()))
+    return Part(function, known.term, known.arrow_type, type_name, in_order)
 
 
 def chunks_of(read: Any, dependents: Any) -> tuple[Part, ...] | None:
     """Return all chunks that are made of a read, if they are all there is, and SQL knows them."""
-    parts: set[Part] = set()
-    for projection in parents_of(read, dependents):
-        if not is_known(projection, dependents):  # made of another one, just now
-            continue
-        if type(projection) not in (Projection, ReadColumn):
+    parts: dict[Part, None] = {}
+    for one in _known_parents(read, dependents):
+        if type(one) not in (Projection, ReadValue) or not _gather(one, read, dependents, parts):
             return None
-        found = [_part(chunk, projection, read) for chunk in parents_of(projection, dependents)]
-        if not found or None in found:
-            return None
-        parts |= {part for part in found if part is not None}
-    in_order = sorted(parts, key=lambda part: (part.column, part.function, part.keywords))
+    in_order = sorted(parts, key=lambda part: (str(part.of), part.function, part.keywords))
     return tuple(in_order) or None
 
 
-def _part(chunk: Any, projection: Any, read: Any) -> Part | None:
+def _gather(value: Any, read: Any, dependents: Any, parts: dict[Part, None]) -> bool:
+    """Note all chunks that are made of a value; return whether they are all there is."""
+    above = _known_parents(value, dependents)
+    for one in above:
+        if is_computed(one):
+            if not _gather(one, read, dependents, parts):
+                return False
+        elif (part := _part(one, known_value(value, read))) is not None:
+            parts[part] = None
+        else:
+            return False
+    return bool(above)
+
+
+def _known_parents(expr: Any, dependents: Any) -> list[Any]:
+    """Return what is made of an expression, without what has come of that just now."""
+    return [one for one in parents_of(expr, dependents) if is_known(one, dependents)]
+
+
+def _part(chunk: Any, known: Known | None) -> Part | None:
     function = _FUNCTIONS.get(chunk.kind) if type(chunk) is Chunk else None
     keywords = dict(chunk.chunk_kwargs or {}) if function is not None else {}
     if keywords.get("skipna", True) is not True:
         return None
-    return part_of(function, field_of(projection, read), keywords, read.answer)
+    return part_of(function, known, keywords)
 
 
-class ReadColumn(Projection):  # type: ignore[misc]
-    """One column of a read of which there are only chunks."""
+class ReadValue(Blockwise):  # type: ignore[misc]
+    """A column of a read, or what is computed of its columns, of which there are only chunks."""
 
-    _parameters: ClassVar = ["frame", "columns", "parts"]
+    _parameters: ClassVar = ["frame", "known", "name", "parts"]
+
+    @functools.cached_property
+    def _meta(self) -> Any:
+        dtype: Any = pd.ArrowDtype(self.known.arrow_type)
+        return pd.Series([], dtype=dtype, name=self.operand("name"), index=self.frame._meta.index)
+
+    @staticmethod
+    def operation(frame: Any, known: Known, name: Any, parts: Any) -> Any:
+        """Return the values of rows."""
+        return computed(known.term, frame).rename(name)
 
     def _simplify_up(self, parent: Any, dependents: Any) -> Any:
         parts = self.operand("parts")
-        part = _part(parent, self, self.frame)
+        if is_computed(parent):
+            known = known_value(parent, self.frame)
+            if known is None:
+                return None
+            return ReadValue(self.frame, known, parent._meta.name, parts)
+        part = _part(parent, self.known)
         if part is None or part not in parts:
             return None
         return TakePartial(self.frame.partials(parts), parts.index(part))
@@ -168,6 +201,15 @@ class TakePartial(Blockwise):  # type: ignore[misc]
 
     _parameters: ClassVar = ["frame", "index"]
     operation = staticmethod(operator.getitem)
+
+
+def computed(term: Term, frame: Any) -> Any:
+    """Return what is computed of the columns of a DataFrame."""
+    if isinstance(term, Field):
+        return frame[term.name]
+    if not isinstance(term, Arithmetic):
+        return term
+    return _PYTHON[term.operator](computed(term.left, frame), computed(term.right, frame))
 
 
 def asked_for(answer: Answer, parts: Sequence[Part], by: Sequence[Field] = ()) -> Answer:
@@ -191,7 +233,6 @@ def partials_of(
     ref: TopologyRef, shard: str, answer: Answer, parts: Sequence[Part]
 ) -> tuple[Any, ...]:
     """Return one shard's parts."""
-    types = {column.name: column.arrow_type for column in answer.columns}
     try:
         (found,) = read_shard(ref, shard, asked_for(answer, parts)).to_pylist()
     except QueryError as error:
@@ -201,7 +242,7 @@ def partials_of(
     if found is None:
         frame = to_pandas(read_shard(ref, shard, answer), answer, "pyarrow", shard)
         return tuple(
-            getattr(frame[part.column], part.function)(**dict(part.keywords)) for part in parts
+            getattr(computed(part.of, frame), part.function)(**dict(part.keywords))
+            for part in parts
         )
-    both = zip(parts, found.values(), strict=True)
-    return tuple(part.value(value, types[part.column]) for part, value in both)
+    return tuple(part.value(one) for part, one in zip(parts, found.values(), strict=True))

@@ -9,19 +9,27 @@ import datetime
 import math
 from collections.abc import Callable, Iterator
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from dask_shardsql.engine.drivers.narrowing import Computed
 from dask_shardsql.engine.fetch import Answer
 from dask_shardsql.frame import _dask as dask_
 from dask_shardsql.sql import predicates
 from dask_shardsql.sql.predicates import Compare, Field, IsIn, IsNull, Node, Not
 from dask_shardsql.sql.types import Column
 
-__all__ = ["can_push", "field_named", "field_of", "split_conditions"]
+__all__ = [
+    "Known",
+    "can_push",
+    "is_computed",
+    "known_column",
+    "known_value",
+    "split_conditions",
+]
 
 _OPERATORS = {
     dask_.EQ: "=",
@@ -36,6 +44,19 @@ _EDGES = {"both": (">=", "<="), "left": (">=", "<"), "right": (">", "<="), "neit
 _MOST_VALUES = 1000
 _EXACT_DIGITS = 15  # of a decimal number, which a float keeps
 _TEXTS = ("text", "varchar")
+
+
+_ARITHMETIC = {dask_.Add: "+", dask_.Sub: "-", dask_.Mul: "*"}
+_INTEGERS = {pa.int16(): "int2", pa.int32(): "int4", pa.int64(): "int8"}
+
+
+class Known(NamedTuple):
+    """A column of a read, or what is computed of its columns, and SQL and Arrow agree on."""
+
+    term: predicates.Term
+    kind: str
+    arrow_type: pa.DataType
+    type_name: str
 
 
 class _UnknownError(Exception):
@@ -73,20 +94,30 @@ def split_conditions(condition: Any, read: Any) -> tuple[tuple[Node, ...], Any]:
     return tuple(pushed), rest
 
 
-def field_of(expr: Any, read: Any) -> Field | None:
-    """Return the column of a read that an expression is, if SQL knows its kind of values."""
+def known_value(expr: Any, read: Any) -> Known | None:
+    """Return what an expression is of a read's columns, if SQL knows that."""
     try:
-        return _Translator(read).field(expr)
+        return _Translator(read).value(expr)
     except _UnknownError:
         return None
 
 
-def field_named(name: Any, read: Any) -> Field | None:
+def known_column(name: Any, read: Any) -> Known | None:
     """Return the column of that name, if there is one and SQL knows its kind of values."""
     try:
-        return _Translator(read).named(name)
+        return _Translator(read).column(name)
     except _UnknownError:
         return None
+
+
+def is_computed(expr: Any) -> bool:
+    """Whether it is an operation that SQL may know, whatever it is of."""
+    return type(expr) in _ARITHMETIC or _is_renamed(expr)
+
+
+def _is_renamed(expr: Any) -> bool:
+    """Whether only a column's name changes."""
+    return type(expr) is dask_.RenameSeries and isinstance(expr.operand("index"), str | None)
 
 
 def _conjuncts(condition: Any) -> Iterator[Any]:
@@ -108,6 +139,7 @@ class _Translator:
             for column, described in zip(answer.columns, answer.described, strict=True)
             if column.arrow_type == described.arrow_type
         }
+        self._columns |= {one.name: one for one in read.operand("computed")}
         # what is NULL to pandas there may be a value to the server
         self._may_be_null = answer.query.unrepresentable == "null"
 
@@ -172,9 +204,54 @@ class _Translator:
         column = self._columns[field.name]
         return IsIn(field, tuple(_value(value, column, field.kind) for value in found))
 
+    def value(self, expr: Any) -> Known:
+        """Return what an expression is, or raise where it is not known to be the same."""
+        if isinstance(held := getattr(expr, "known", None), Known):
+            return held
+        if _is_renamed(expr):
+            return self.value(expr.frame)
+        if type(expr) is dask_.Projection and type(expr.frame) is dask_.Assign and expr.ndim == 1:
+            assigned = dict(zip(expr.frame.keys, expr.frame.vals, strict=True))
+            return self.value(assigned.get(expr.name, expr.frame.frame[expr.name]))
+        if type(expr) not in _ARITHMETIC:
+            return self.column(self.field(expr).name)
+        of_type = getattr(expr._meta.dtype, "pyarrow_dtype", None)
+        if of_type in _INTEGERS:
+            kind, type_name = "integer", _INTEGERS[of_type]
+        elif of_type == pa.float64():
+            kind, type_name = "float", "float8"
+        elif of_type is not None and pa.types.is_decimal128(of_type):
+            kind, type_name = "decimal", f"numeric({of_type.precision},{of_type.scale})"
+        else:
+            raise _UnknownError
+        left, right = (self._operand(one, kind) for one in (expr.left, expr.right))
+        computed_as = "numeric" if kind == "decimal" else type_name
+        term = predicates.Arithmetic(_ARITHMETIC[type(expr)], left, right, kind, computed_as)
+        return Known(term, kind, of_type, type_name)
+
+    def _operand(self, expr: Any, kind: str) -> predicates.Term:
+        if not isinstance(expr, dask_.Expr):
+            return _constant(expr, kind)
+        found = self.value(expr)
+        is_exact = found.kind == kind or (found.kind, kind) == ("integer", "decimal")
+        if not is_exact or pa.types.is_float32(found.arrow_type):
+            raise _UnknownError
+        return found.term
+
+    def column(self, name: Any) -> Known:
+        """Return the column of a name."""
+        field = self.named(name)
+        column = self._columns[field.name]
+        return Known(field, field.kind, column.arrow_type, column.type_name)
+
     def field(self, expr: Any) -> Field:
         """Return the column that an expression is of the read itself."""
-        if not isinstance(expr, dask_.Projection) or expr.frame._name != self._read._name:
+        if not isinstance(expr, dask_.Projection):
+            raise _UnknownError
+        frame = expr.frame
+        while type(frame) is dask_.Projection:
+            frame = frame.frame
+        if getattr(frame, "rows", None) != self._read.rows:
             raise _UnknownError
         return self.named(expr.operand("columns"))
 
@@ -185,7 +262,7 @@ class _Translator:
             raise _UnknownError
         return Field(column.name, self._kind(column))
 
-    def _kind(self, column: Column) -> str:
+    def _kind(self, column: Column | Computed) -> str:
         of_type = column.arrow_type
         if pa.types.is_boolean(of_type):
             return "boolean"
@@ -242,6 +319,21 @@ def _value(value: Any, column: Column, kind: str) -> predicates.Value:
         return value
     if kind == "timestamp" and isinstance(value, datetime.datetime):
         return _instant(value, of_type)
+    raise _UnknownError
+
+
+def _constant(value: Any, kind: str) -> predicates.Value:
+    """Return a value that the server computes with exactly as Arrow does."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if kind == "float" and (is_integer or isinstance(value, float)):
+        if math.isfinite(value) and abs(value) <= 2**53:
+            return float(value)
+    elif is_integer and abs(value) < 1 << 63:
+        return int(value)
+    elif kind == "decimal" and isinstance(value, Decimal) and value.is_finite():
+        return value
     raise _UnknownError
 
 

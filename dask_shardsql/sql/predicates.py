@@ -17,15 +17,18 @@ from decimal import Decimal
 __all__ = [
     "All",
     "Any",
+    "Arithmetic",
     "Compare",
     "Field",
     "IsIn",
     "IsNull",
     "Node",
     "Not",
+    "Term",
     "Value",
     "fields_of",
     "postgresql",
+    "postgresql_term",
 ]
 
 Value = bool | int | float | Decimal | str | datetime.date | datetime.datetime
@@ -105,6 +108,32 @@ class Any:
 Node = Field | Compare | IsIn | IsNull | Not | All | Any
 
 
+@dataclass(frozen=True)
+class Arithmetic:
+    """What is computed of columns and values: exact, or an error.
+
+    Parameters
+    ----------
+    operator : {"+", "-", "*"}
+        How.
+    left, right : Field, Arithmetic or value
+        Of what; no NULL, and no NaN.
+    kind : {"integer", "float", "decimal"}
+        What kind of value it is.
+    type_name : str
+        The type that it has, and that both are given before.
+    """
+
+    operator: str
+    left: Term
+    right: Term
+    kind: str
+    type_name: str
+
+
+Term = Field | Arithmetic | Value
+
+
 def fields_of(node: Node) -> set[str]:
     """Return the names of the columns in a condition."""
     if isinstance(node, Field):
@@ -141,6 +170,16 @@ def postgresql(node: Node, column: Callable[[str], str]) -> str:
     if isinstance(node, IsIn):
         return _is_in(node, column)
     return _compare(node, column)
+
+
+def postgresql_term(term: Term, column: Callable[[str], str]) -> str:
+    """Write a value down in PostgreSQL's dialect; see `postgresql`."""
+    if isinstance(term, Field):
+        return column(term.name)
+    if not isinstance(term, Arithmetic):
+        return _literal(term)
+    left, right = (postgresql_term(one, column) for one in (term.left, term.right))
+    return f"({left}::{term.type_name} {term.operator} {right}::{term.type_name})"
 
 
 def _is_in(node: IsIn, column: Callable[[str], str]) -> str:

@@ -5,22 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from dask_shardsql.engine.drivers.base import Driver, Query
-from dask_shardsql.sql.predicates import Field, Node
+import pyarrow as pa
 
-__all__ = ["Aggregate", "Narrowing", "NarrowingDriver"]
+from dask_shardsql.engine.drivers.base import Driver, Query
+from dask_shardsql.sql.predicates import Field, Node, Term
+
+__all__ = ["Aggregate", "Computed", "Narrowing", "NarrowingDriver"]
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """One value made of a column.
+    """One value made of those of many rows.
 
     Parameters
     ----------
     function : {"sum", "count", "min", "max"}
         How; texts are ordered by their code points.
-    column : str
-        The column's name; empty to count rows.
+    of : Field, Arithmetic or value
+        Of what; rows are counted by a value that is no NULL.
     name : str
         The value's own.
     type_name : str
@@ -28,9 +30,31 @@ class Aggregate:
     """
 
     function: str
-    column: str
+    of: Term
     name: str
     type_name: str
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A column that is computed of others.
+
+    Parameters
+    ----------
+    name : str
+        Its name.
+    of : Field, Arithmetic or value
+        What is computed.
+    type_name : str
+        The type that it is given.
+    arrow_type : pyarrow.DataType
+        The same in Arrow.
+    """
+
+    name: str
+    of: Term
+    type_name: str
+    arrow_type: pa.DataType
 
 
 @dataclass(frozen=True)
@@ -51,6 +75,8 @@ class Narrowing:
         What is wanted of these rows, instead of them.
     groups : tuple of Field
         Columns by which they are grouped for that; the first is then called ``key_0``.
+    computed : tuple of Computed
+        Columns that there are besides those of the query, each also for those behind it.
     """
 
     columns: tuple[str, ...]
@@ -59,6 +85,7 @@ class Narrowing:
     is_counted: bool = False
     aggregates: tuple[Aggregate, ...] = ()
     groups: tuple[Field, ...] = ()
+    computed: tuple[Computed, ...] = ()
 
 
 @runtime_checkable

@@ -34,7 +34,7 @@ from dask_shardsql.engine.drivers.postgresql_wire import ServerError
 from dask_shardsql.engine.drivers.rows import double_quoted
 from dask_shardsql.engine.drivers.slicing import Part, Slicing
 from dask_shardsql.errors import ConnectionLostError, QueryError, ShardSQLError
-from dask_shardsql.sql.predicates import postgresql
+from dask_shardsql.sql.predicates import postgresql, postgresql_term
 from dask_shardsql.sql.statement import single_query
 from dask_shardsql.topology import Server, ShardedTable
 
@@ -208,8 +208,15 @@ class PostgreSQLDriver:
     def narrow(self, query: Query, narrowing: Narrowing) -> Query:
         """Return the query for less of its answer."""
 
+        computed = {one.name: one for one in narrowing.computed}
+
         def column(name: str) -> str:
+            if (one := computed.get(name)) is not None:
+                return f"{postgresql_term(one.of, column)}::{one.type_name}"
             return f"dask_shardsql.{double_quoted(name)}"
+
+        def selected(name: str) -> str:
+            return column(name) + (f" AS {double_quoted(name)}" if name in computed else "")
 
         keys = [
             f'{column(one.name)} COLLATE "C"' if one.kind == "text" else column(one.name)
@@ -218,7 +225,7 @@ class PostgreSQLDriver:
         columns = ", ".join(
             [f"{key} AS key_{n}" for n, key in enumerate(keys)]
             + [_aggregated(one, column) for one in narrowing.aggregates]
-            or map(column, narrowing.columns)
+            or map(selected, narrowing.columns)
         )
         where = " AND ".join(postgresql(node, column) for node in narrowing.where)
         before, behind = f"SELECT {columns} FROM (\n", "\n) AS dask_shardsql"
@@ -288,7 +295,7 @@ class PostgreSQLDriver:
 
 def _aggregated(one: Aggregate, column: Callable[[str], str]) -> str:
     """Return what makes a value of a column."""
-    value = column(one.column) if one.column else "*"
+    value = postgresql_term(one.of, column)
     if one.function == "sum" and one.type_name == "float8":
         value += "::float8"
     if one.function in ("min", "max") and one.type_name == "text":
