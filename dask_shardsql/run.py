@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import sys
 import threading
 import uuid
@@ -21,7 +20,7 @@ from dask_shardsql.engine import registry
 from dask_shardsql.engine.cancel import cancel_query
 from dask_shardsql.engine.drivers.base import Query
 from dask_shardsql.engine.fetch import Answer
-from dask_shardsql.engine.snapshots import ENDS_SNAPSHOTS
+from dask_shardsql.engine.stoppable import ENDS_TASKS, in_thread
 from dask_shardsql.errors import ConfigurationError
 from dask_shardsql.topology import Topology
 
@@ -80,7 +79,7 @@ def schedule_of(scheduler: Any) -> Callable[..., Any]:
 
 def runs_here(scheduler: Any) -> bool:
     """Whether Dask would use threads of this process, and nobody watches or limits its tasks."""
-    if Callback.active - {ENDS_SNAPSHOTS}:
+    if Callback.active - {ENDS_TASKS}:
         return False
     if _are_threads_chosen():
         return False
@@ -181,17 +180,7 @@ class _Daemons(Executor):
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Start a task."""
-        future: Future[Any] = Future()
-        context = contextvars.copy_context()  # as dask's pools do
-
-        def run() -> None:
-            try:
-                future.set_result(context.run(function, *args, **kwargs))
-            except BaseException as error:  # noqa: BLE001 - raised by who waits for it
-                future.set_exception(error)
-
-        threading.Thread(target=run, name="dask_shardsql-task", daemon=True).start()
-        return future
+        return in_thread(function, *args, **kwargs)
 
 
 def client_of(schedule: Any) -> Any:

@@ -14,7 +14,7 @@ from dask_shardsql.engine.drivers.base import Query
 from dask_shardsql.engine.drivers.slicing import Part, Slicing
 from dask_shardsql.engine.registry import TopologyRef
 from dask_shardsql.engine.slices import hold_snapshot, measure_shard
-from dask_shardsql.engine.snapshots import end_after_errors
+from dask_shardsql.engine.stoppable import end_after_errors
 from dask_shardsql.errors import ColumnError, ConfigurationError, ShardSQLError
 from dask_shardsql.query import PreparedQuery
 from dask_shardsql.run import run_tasks
@@ -181,9 +181,16 @@ def split(
     return Split(slicing, tuple(slices)) if max(slices) > 1 else None
 
 
-def snapshot_task(key: Any, ref: TopologyRef, shard: str, query: Query, part: Part) -> Task:
+def snapshot_task(
+    key: Any,
+    ref: TopologyRef,
+    shard: str,
+    query: Query,
+    part: Part,
+    hold: Callable[..., Any] = hold_snapshot,
+) -> Task:
     """Return the task that holds the snapshot of one shard for its slices."""
-    return Task(key, hold_snapshot, ref, shard, query, part.slicing, part.slices, key)
+    return Task(key, hold, ref, shard, query, part.slicing, part.slices, key)
 
 
 def slice_tasks(

@@ -197,7 +197,7 @@ class Reading:
             It is another one.
         """
         shard, answer = self._shard, self._answer
-        refuse_if_cancelled(answer.query.query_id, shard)
+        refuse_if_cancelled(answer.query.owner, shard)
         differences = compare_columns({shard: found}, answer.described)
         if differences:
             raise SchemaMismatchError(
@@ -212,7 +212,7 @@ class Reading:
     def take(self, batch: pa.RecordBatch) -> None:
         """Pass on some rows."""
         answer = self._answer
-        refuse_if_cancelled(answer.query.query_id, self._shard)
+        refuse_if_cancelled(answer.query.owner, self._shard)
         self._rows += batch.num_rows
         self._bytes += batch.nbytes
         if answer.shard_column is not None:

@@ -146,7 +146,7 @@ def read_gathered(
     ShardSQLError
         A shard's own, with its name.
     """
-    refuse_if_cancelled(query.query_id, at)
+    refuse_if_cancelled(query.owner, at)
     pool = pool_of(topology, at)
     driver = can_gather(pool.driver)
     gathered = 0
@@ -154,7 +154,7 @@ def read_gathered(
 
     def count(nbytes: int) -> None:
         nonlocal gathered
-        refuse_if_cancelled(query.query_id, at)
+        refuse_if_cancelled(query.owner, at)
         gathered += nbytes
         if gathered > gather.max_bytes:
             raise too_much("more", gather.max_bytes, [extract.table for extract in extracts])
@@ -190,10 +190,10 @@ def read_gathered(
 def _session(pool: Pool, at: str, query: Query, gather: Gather) -> Iterator[Any]:
     """Lend a connection that may wait for others; one on which views were made is closed."""
     if gather.split is not None:
-        with pool.beside(query.query_id, at) as session:
+        with pool.beside(query.owner, at) as session:
             yield session
         return
-    with pool.apart(query.query_id, at) as session:
+    with pool.apart(query.owner, at) as session:
         try:
             yield session
         finally:

@@ -18,10 +18,10 @@ __all__ = ["connection_to", "naming"]
 @contextmanager
 def connection_to(topology: Topology, shard: str, query: Query) -> Iterator[tuple[Driver, Any]]:
     """Lend a connection to the shard; whatever is raised inside names the shard."""
-    refuse_if_cancelled(query.query_id, shard)
+    refuse_if_cancelled(query.owner, shard)
     pool = pool_of(topology, shard)
-    with naming(shard, pool, query), pool.connection(query.query_id, shard) as connection:
-        refuse_if_cancelled(query.query_id, shard)  # from here on, cancelling reaches it
+    with naming(shard, pool, query), pool.connection(query.owner, shard) as connection:
+        refuse_if_cancelled(query.owner, shard)  # from here on, cancelling reaches it
         yield pool.driver, connection
 
 

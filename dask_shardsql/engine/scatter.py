@@ -90,10 +90,10 @@ def scatter(
         on_worker = current_worker() is not None
         for part in parts:
             part.request(answer, on_batch, on_worker=on_worker)
-        _read(parts, query.query_id, at_once=at_once)
+        _read(parts, query.owner, at_once=at_once)
     except BaseException:
         if any(part.is_waiting for part in parts):
-            cancel_query(query.query_id)
+            cancel_query(query.owner)
         raise
     finally:
         _end(parts)
@@ -198,8 +198,8 @@ class _Part:
 
     def reserve(self) -> None:
         """Wait for the right to a connection."""
-        refuse_if_cancelled(self._query.query_id, self.shard)
-        self.lease = self.pool.reserve(self._query.query_id, self.shard)
+        refuse_if_cancelled(self._query.owner, self.shard)
+        self.lease = self.pool.reserve(self._query.owner, self.shard)
 
     def connect(self) -> None:
         """Open the connection, if that is still to be done."""
@@ -213,7 +213,7 @@ class _Part:
             driver, connection = cast(StagedDriver, self.pool.driver), self.lease.connection
             with self._keeping_failure():
                 # the connection is lent: from here on, cancelling reaches it
-                refuse_if_cancelled(self._query.query_id, self.shard)
+                refuse_if_cancelled(self._query.owner, self.shard)
                 script = script or driver.script(connection, self._query)
                 self._stage = driver.stage(connection, self._query, script, at_once=at_once)
         self.is_waiting = self._stage is not None

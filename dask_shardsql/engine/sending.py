@@ -97,7 +97,7 @@ class Sender:
         self._source_lock = threading.Lock()  # nobody else gets the connection meanwhile
         self._is_wanted = True
         self._left = len(extracts)
-        self._lease = pool.reserve(query.query_id, shard)
+        self._lease = pool.reserve(query.owner, shard)
         self._thread = threading.Thread(target=self._run, name="dask_shardsql-send", daemon=True)
         self._thread.start()
 
@@ -149,7 +149,7 @@ class Sender:
         try:
             with naming(self.shard, self.pool, self._query):
                 source = self._source = self._lease.open()
-                refuse_if_cancelled(self._query.query_id, self.shard)
+                refuse_if_cancelled(self._query.owner, self.shard)
                 self._send(source)
         except BaseException as error:  # noqa: BLE001 - raised by who receives
             self._failure = error

@@ -78,14 +78,14 @@ def hold_snapshot(
     session = HoldingSession(key, pool)
     try:
         with naming(shard, pool, query):
-            refuse_if_cancelled(query.query_id, shard)
+            refuse_if_cancelled(query.owner, shard)
             if session.is_local and _is_pool_process():
                 raise ConfigurationError(
                     "scheduler='processes' cannot split a shard: no process outlives its task to "
                     "hold the snapshot. Use scheduler='threads', or a LocalCluster"
                 )
-            with pool.apart(query.query_id, shard) as connection:
-                refuse_if_cancelled(query.query_id, shard)
+            with pool.apart(query.owner, shard) as connection:
+                refuse_if_cancelled(query.owner, shard)
                 held = can_slice(pool.driver).hold(connection, query, slicing, slices)
             session.take(connection)
             session.publish()

@@ -21,13 +21,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from dask.callbacks import Callback
-
 from dask_shardsql.engine.pools import Pool
 from dask_shardsql.errors import ConfigurationError, SnapshotLostError
 from dask_shardsql.progress import current_worker
 
-__all__ = ["ENDS_SNAPSHOTS", "HoldingSession", "Snapshot", "end_after_errors"]
+__all__ = ["HoldingSession", "Snapshot", "end_snapshots"]
 
 _SECONDS = 1.0  # between two looks at the sessions of a cluster's workers
 
@@ -184,36 +182,20 @@ class HoldingSession:
 _inherited: list[Any] = []
 
 
-def end_after_errors() -> None:
-    """Make sure that, if what is computed next on threads of this process fails, snapshots end.
+def end_snapshots(state: Any) -> None:
+    """End the snapshots of a computation on this process's threads that has failed.
 
     The traceback of an exception keeps a computation's results, and it may be kept for long.
     """
-    if ENDS_SNAPSHOTS not in Callback.active:
-        Callback(finish=_end_snapshots).register()
-
-
-def _end_snapshots(graph: Any, state: Any, errored: bool) -> None:
-    """Called by Dask when a computation on this process's threads has ended."""
-    if errored and state:
-        for result in list(state.get("cache", {}).values()):
-            if isinstance(result, Snapshot):
-                result.release()
-        running = state.get("running", ())
-        for session in _local_sessions():
-            if session.key in running:  # not done, or done and not looked at any more
-                session.end()
-    if not _local_sessions():
-        Callback.active.discard(ENDS_SNAPSHOTS)
-
-
-def _local_sessions() -> list[HoldingSession]:
+    for result in list(state.get("cache", {}).values()):
+        if isinstance(result, Snapshot):
+            result.release()
+    running = state.get("running", ())
     with _lock:
-        return [session for session in _sessions if session.worker is None]
-
-
-ENDS_SNAPSHOTS = Callback(finish=_end_snapshots)._callback
-"""How Dask knows what ends snapshots after errors: nobody else watches through it."""
+        sessions = [session for session in _sessions if session.is_local]
+    for session in sessions:
+        if session.key in running:  # not done, or done and not looked at any more
+            session.end()
 
 
 def _worker_of(key: Any) -> Any:

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 from dask.tokenize import tokenize
 
+from dask_shardsql.engine.slices import hold_snapshot
+from dask_shardsql.engine.stoppable import Stoppable
 from dask_shardsql.frame._dask import Expr, Task
 from dask_shardsql.split import snapshot_task
 
@@ -49,7 +51,7 @@ class Snapshots(Expr):  # type: ignore[misc]
         only = self.operand("only")
         first = {n: part for n, part in self.operand("split").parts if part.number == 0}
         tasks = [
-            snapshot_task(self.key_of(n), ref, shards[n], query, part)
+            snapshot_task(self.key_of(n), ref, shards[n], query, part, Stoppable(hold_snapshot))
             for n, part in first.items()
             if part.slices > 1 and (only is None or n in only)
         ]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from dask_shardsql.config import Settings
 from dask_shardsql.engine.drivers.slicing import Part
 from dask_shardsql.engine.fetch import Answer, count_shard
-from dask_shardsql.engine.snapshots import end_after_errors
+from dask_shardsql.engine.stoppable import Stoppable, end_after_errors
 from dask_shardsql.frame import whole
 from dask_shardsql.frame._dask import (
     BlockwiseIO,
@@ -237,8 +237,7 @@ class ReadShards(Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[mi
         ref = self.operand("ref")
         if ref.is_known:
             share_topology(ref.resolve())
-        if self.operand("snapshots") is not None:
-            end_after_errors()
+        end_after_errors()
 
     def _filtered_task(self, name: Any, index: int) -> Task:
         backend = self.operand("dtype_backend")
@@ -250,9 +249,9 @@ class ReadShards(Beginning, PartitionsFiltered, BlockwiseIO):  # type: ignore[mi
         shard = self.operand("shards")[number]
         args = (self.operand("ref"), shard, self.answer, *more)
         if part is None or part.slices == 1:
-            return Task(name, whole, *args, _data_producer=True)
+            return Task(name, Stoppable(whole), *args, _data_producer=True)
         snapshot = TaskRef(self.operand("snapshots").key_of(number))
-        return Task(name, sliced, *args, part, snapshot, _data_producer=True)
+        return Task(name, Stoppable(sliced), *args, part, snapshot, _data_producer=True)
 
 
 class ReadIndex(Index):  # type: ignore[misc]

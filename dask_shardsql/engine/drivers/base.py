@@ -55,6 +55,8 @@ class Query:
         How large a record batch may become, where a driver reads in batches that large.
     settings : tuple of str
         Statements that the text needs in its transaction: what names in it stand for.
+    run : str
+        Id of one task's run of it, where that can be cancelled by itself.
     """
 
     sql: str
@@ -65,6 +67,12 @@ class Query:
     snapshot: str | None = None
     batch_bytes: int = 64 << 20
     settings: tuple[str, ...] = ()
+    run: str = ""
+
+    @property
+    def owner(self) -> str:
+        """Whom connections are lent to: what is cancelled with all that they run."""
+        return self.run or self.query_id
 
 
 class AskAgain(Exception):  # noqa: N818 - not an error: whoever asks at once catches it

@@ -109,7 +109,7 @@ def _take_from_libpq(
     def wait() -> None:
         """See whether there is still something to wait for."""
         nonlocal patience
-        if is_cancelled(query.query_id) and (patience := patience - 1) < 0:
+        if is_cancelled(query.owner) and (patience := patience - 1) < 0:
             raise ConnectionLostError(SILENT)
 
     source = CopyOut(cursor.connection, wait)

@@ -189,7 +189,7 @@ class PostgreSQLStage:
                     self._is_large = status == Status.FULL
                     if not whole:
                         return False
-                    if status == Status.FULL or not is_cancelled(self._query.query_id):
+                    if status == Status.FULL or not is_cancelled(self._query.owner):
                         patience = PATIENCE
                     elif (patience := patience - 1) < 0:
                         raise ConnectionLostError(SILENT)
@@ -354,7 +354,7 @@ class PostgreSQLStage:
                     return receive_some(self._descriptor, deadline)
                 with suppress(TimeoutError):
                     return receive_some(self._descriptor, time.monotonic() + _LAST_SECONDS)
-                if is_cancelled(self._query.query_id):
+                if is_cancelled(self._query.owner):
                     raise ConnectionLostError(SILENT)
         except ConnectionLostError:
             if self._failure is None:
