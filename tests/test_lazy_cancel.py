@@ -1,4 +1,4 @@
-"""Ctrl-C, or an error, while a lazy read is computed in this process stops what it runs."""
+"""Ctrl-C, or an error, while a lazy read is computed stops what it runs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import dask
 import psycopg2
 import pytest
 from dask.system import CPU_COUNT
+from distributed import Client, LocalCluster
 from sessions import (
     check_that_sessions_are_left_well,
     interrupt_when,
@@ -23,7 +24,10 @@ from sessions import (
 )
 
 import dask_shardsql as dss
+from dask_shardsql.engine.cancel import cancel_query, refuse_if_cancelled
+from dask_shardsql.engine.drivers.base import Query
 from dask_shardsql.engine.drivers.postgresql_libpq import Session
+from dask_shardsql.engine.stoppable import Stoppable
 
 pytestmark = pytest.mark.usefixtures("pools_of_its_own")
 
@@ -129,7 +133,50 @@ def test_ctrl_c_while_other_shards_send(servers, sharded, monkeypatch, scheduler
     assert len(check_ctrl_c(servers, sharded, compute)) == 7
 
 
+@pytest.fixture(scope="module")
+def cluster():
+    with LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=":0") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def client(cluster):
+    with Client(cluster) as client:
+        yield client
+
+
+def test_ctrl_c_on_a_cluster(servers, shards, client):
+    ddf = dss.read_sharded_sql(SQL, shards)
+    assert check_ctrl_c(servers, shards, lambda: len(ddf), 4) == ROWS
+    assert check_ctrl_c(servers, shards, lambda: ddf.v.sum().compute(), 4) == SUM
+    fused = ddf.map_partitions(len).optimize().sum()
+    assert check_ctrl_c(servers, shards, fused.compute, 4) == ROWS
+
+
+def test_what_a_cluster_wants_again_is_run_again(client, tmp_path):
+    """Until it has ended, a task that was cancelled is the one that is to answer."""
+    begun = tmp_path / "begun"
+
+    def ask(ref, shard, query):
+        if begun.exists():
+            return "answer"
+        begun.touch()
+        cancel_query(query.run)
+        return refuse_if_cancelled(query.run, shard)
+
+    asked = client.submit(Stoppable(ask), None, "s1", Query("SELECT 1"))
+    assert asked.result(20) == "answer"
+
+
+def test_an_error_of_one_shard_on_a_cluster_stops_the_others(servers, shards, client):
+    check_error(servers, shards)
+
+
 def test_an_error_of_one_shard_stops_the_others(servers, shards):
+    check_error(servers, shards, num_workers=4)
+
+
+def check_error(servers, shards, **options):
     sql = (
         "SELECT CASE WHEN (SELECT min(id) FROM lc_rows) = 0 "
         "THEN (SELECT 1/(pg_sleep(0.5)::text <> '')::int) ELSE 0 END AS x, "
@@ -138,7 +185,7 @@ def test_an_error_of_one_shard_stops_the_others(servers, shards):
     ddf = dss.read_sharded_sql(sql, shards)
     started = time.monotonic()
     with pytest.raises(dss.QueryError, match="division by zero") as caught:
-        ddf.map_partitions(len).compute(num_workers=4)
+        ddf.map_partitions(len).compute(**options)
     assert caught.value.shard == "s1"
     check_that_sessions_are_left_well(servers, shards, 10)
     assert time.monotonic() - started < 30

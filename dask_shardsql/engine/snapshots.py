@@ -70,6 +70,11 @@ class Snapshot:
         if self._session is not None:
             self._session.end()
 
+    def let_go(self) -> None:
+        """Do as if this object was gone: the traceback of an exception may keep it for long."""
+        if self._session is not None:
+            self._session.let_go()
+
     def __reduce__(self) -> Any:
         return (Snapshot, (self.shard, self.name, self.bounds))
 

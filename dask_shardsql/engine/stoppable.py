@@ -1,7 +1,8 @@
-"""Tasks that end with the computation they are part of, on threads of this process.
+"""Tasks that end with the computation they are part of.
 
 When a computation fails, or Ctrl-C ends it, Dask leaves the tasks that it has given to threads to
 themselves. What they run for it is then cancelled: another computation of the same query goes on.
+On threads of this process a callback tells of the end, on a worker its plugin (`worker_plugin.py`).
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from typing import Any
 from dask._task_spec import Task
 from dask.callbacks import Callback
 
-from dask_shardsql.engine.cancel import cancel_query
+from dask_shardsql.engine.cancel import cancel_query, is_cancelled
 from dask_shardsql.engine.drivers.base import Query
 from dask_shardsql.engine.fetch import Answer
 from dask_shardsql.engine.registry import TopologyRef
-from dask_shardsql.engine.snapshots import end_snapshots
+from dask_shardsql.engine.snapshots import Snapshot, end_snapshots
+from dask_shardsql.errors import ShardSQLError
+from dask_shardsql.progress import current_worker
 
-__all__ = ["ENDS_TASKS", "Stoppable", "end_after_errors", "in_thread"]
+__all__ = ["ENDS_TASKS", "Stoppable", "end_after_errors", "in_thread", "stop"]
 
 
 class Stoppable:
@@ -64,6 +67,15 @@ class Stoppable:
     def _run(self, run: str, *args: Any) -> Any:
         try:
             return self._function(*args)
+        except ShardSQLError:
+            if is_cancelled(run) and current_worker() is not None:
+                from distributed import Reschedule
+
+                for snapshot in args:
+                    if isinstance(snapshot, Snapshot):
+                        snapshot.let_go()
+                raise Reschedule from None  # if it is wanted again by now
+            raise
         finally:
             self._runs.discard(run)
 
@@ -84,6 +96,12 @@ def in_thread(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Fut
 
     threading.Thread(target=run, name="dask_shardsql-task", daemon=True).start()
     return future
+
+
+def stop(task: Any) -> None:
+    """Stop what can be stopped of a task of whatever graph."""
+    for stoppable in _inside(task):
+        stoppable.stop()
 
 
 def end_after_errors() -> None:
@@ -108,8 +126,7 @@ def _end_tasks(graph: Any, state: Any, errored: bool) -> None:
     if not errored:
         return
     for key in state.get("running", ()):
-        for stoppable in _inside(graph.get(key)):
-            stoppable.stop()
+        stop(graph.get(key))
     end_snapshots(state)
 
 

@@ -15,6 +15,7 @@ from distributed import Client, Worker, WorkerPlugin
 
 from dask_shardsql.engine import registry
 from dask_shardsql.engine.pools import close_all
+from dask_shardsql.engine.stoppable import in_thread, stop
 from dask_shardsql.errors import ConfigurationError
 from dask_shardsql.topology import Topology
 
@@ -42,7 +43,13 @@ class TopologyPlugin(WorkerPlugin):  # type: ignore[misc]
 
     def setup(self, worker: Worker) -> None:
         """Register the topology under the client's fingerprint."""
+        self._worker = worker
         registry.bring(self._topology, self._fingerprint)
+
+    def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
+        """Stop what runs for a task that nobody waits for any more."""
+        if (start, finish) == ("executing", "released"):
+            in_thread(stop, self._worker.state.tasks[key].run_spec)
 
     def teardown(self, worker: Worker) -> None:
         """Forget the topology, and close the idle connections."""
