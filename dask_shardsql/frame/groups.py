@@ -309,6 +309,7 @@ def groups_of(
     except QueryError as error:
         if error.sqlstate != OUT_OF_RANGE:
             raise
+        rows = replace(rows, query=answer.query)
         frame = to_pandas(read_shard(ref, shard, rows), rows, "pyarrow", shard)
         for one in narrowing.computed:
             frame[one.name] = computed(one.of, frame)
