@@ -115,6 +115,7 @@ SHAPES = {
 COMPUTED = {
     "an integer": lambda d: d.assign(z=d.id + d.small).groupby("word").z.max(),
     "a decimal": lambda d: d.assign(z=d.price * d.small).groupby("word").z.sum(),
+    "a float": lambda d: d.assign(z=d.x * 2).groupby("word").z.sum(),
     "of a number": lambda d: d.assign(z=1 - d.price).groupby("word").z.mean(),
     "of one another": lambda d: (
         d.assign(z=d.id * 2).assign(zz=lambda e: e.z - e.small).groupby("word").zz.sum()
@@ -130,7 +131,6 @@ COMPUTED = {
     "beyond its type": lambda d: d.assign(z=d.big * d.big).groupby("word").z.sum(),
 }
 LEFT = {
-    "a computed float": lambda d: d.assign(z=d.x * 2).groupby("word").z.sum(),
     "another column of a name": lambda d: d.assign(n=d.small * 2).groupby("word").n.sum(),
     "computed, and more": lambda d: (lambda e: e.groupby("word").z.sum() / e.z.max())(
         d.assign(z=d.id + d.small)
@@ -201,6 +201,18 @@ def test_names_as_long_as_they_can_be(topology, loaded, table_name, monkeypatch)
 def test_other_backends_group_by_themselves(backend, topology, monkeypatch):
     ddf = dss.read_sharded_sql("SELECT word, n FROM pg_rows", topology, dtype_backend=backend)
     assert not same(lambda d: d.groupby("word").n.sum(), ddf, monkeypatch)
+
+
+def test_decimals_read_as_floats(topology, monkeypatch):
+    types = {"price": "float64", "exact": "float64"}
+    ddf = dss.read_sharded_sql("SELECT * FROM pg_rows", topology, types=types)
+    for make in (
+        lambda d: d.groupby("word")[["price", "exact"]].sum(),
+        lambda d: d.assign(z=d.price * (1 - d.exact)).groupby("ok").z.mean(),
+        lambda d: d.groupby("word").price.count(),
+    ):
+        assert same(make, ddf, monkeypatch)
+    assert not same(lambda d: d.groupby("price").n.sum(), ddf, monkeypatch)
 
 
 def test_on_a_cluster(ddf):

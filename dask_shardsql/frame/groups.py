@@ -251,7 +251,7 @@ def _next_read(expr: Any, read: Any, base: Any) -> Any:
         known = None
         if isinstance(value, Expr):
             known = known_value(value, read) or known_value(value, base)
-        if known is None or known.kind not in ("integer", "decimal") or name in taken:
+        if known is None or known.kind not in ("integer", "decimal", "float") or name in taken:
             return None
         found.append(Computed(name, known.term, known.type_name, known.arrow_type))
         columns.append(name)
@@ -344,7 +344,7 @@ def _values(part: Part, found: pa.ChunkedArray) -> pa.ChunkedArray:
             return found.cast(of_type)
         except pa.ArrowInvalid:
             return found
-    found = found.fill_null(pa.scalar(0).cast(found.type))
+    found = found.fill_null(pa.scalar(0, found.type))
     # pandas makes NULL of a NaN among sums
     is_nan = pc.is_nan(found) if pa.types.is_floating(found.type) else pa.scalar(value=False)
     return pc.if_else(is_nan, pa.scalar(None, found.type), found)

@@ -134,10 +134,17 @@ class _Translator:
     def __init__(self, read: Any) -> None:
         self._read = read
         answer = read.operand("answer")
-        self._columns = {
+        both = list(zip(answer.columns, answer.described, strict=True))
+        # the user's choice, for which the server has the same numbers
+        self._as_floats = {
+            column.name
+            for column, described in both
+            if column.arrow_type == pa.float64() and described.type_name.startswith("numeric")
+        }
+        self._columns: dict[str, Column | Computed] = {
             column.name: column
-            for column, described in zip(answer.columns, answer.described, strict=True)
-            if column.arrow_type == described.arrow_type
+            for column, described in both
+            if column.arrow_type == described.arrow_type or column.name in self._as_floats
         }
         self._columns |= {one.name: one for one in read.operand("computed")}
         # what is NULL to pandas there may be a value to the server
@@ -214,7 +221,7 @@ class _Translator:
             assigned = dict(zip(expr.frame.keys, expr.frame.vals, strict=True))
             return self.value(assigned.get(expr.name, expr.frame.frame[expr.name]))
         if type(expr) not in _ARITHMETIC:
-            return self.column(self.field(expr).name)
+            return self.column(self._name_of(expr))
         of_type = getattr(expr._meta.dtype, "pyarrow_dtype", None)
         if of_type in _INTEGERS:
             kind, type_name = "integer", _INTEGERS[of_type]
@@ -242,10 +249,13 @@ class _Translator:
         """Return the column of a name."""
         field = self.named(name)
         column = self._columns[field.name]
-        return Known(field, field.kind, column.arrow_type, column.type_name)
+        return Known(field, field.kind, column.arrow_type, field.cast or column.type_name)
 
     def field(self, expr: Any) -> Field:
         """Return the column that an expression is of the read itself."""
+        return self.named(self._name_of(expr))
+
+    def _name_of(self, expr: Any) -> Any:
         if not isinstance(expr, dask_.Projection):
             raise _UnknownError
         frame = expr.frame
@@ -253,14 +263,15 @@ class _Translator:
             frame = frame.frame
         if getattr(frame, "rows", None) != self._read.rows:
             raise _UnknownError
-        return self.named(expr.operand("columns"))
+        return expr.operand("columns")
 
     def named(self, name: Any) -> Field:
         """Return the column of a name."""
         column = self._columns.get(name) if isinstance(name, str) else None
         if column is None:
             raise _UnknownError
-        return Field(column.name, self._kind(column))
+        cast = "float8" if column.name in self._as_floats else ""
+        return Field(column.name, self._kind(column), cast)
 
     def _kind(self, column: Column | Computed) -> str:
         of_type = column.arrow_type
@@ -292,7 +303,7 @@ def _held(delayed: Any) -> Any:
     return getattr(held, "value", None)
 
 
-def _value(value: Any, column: Column, kind: str) -> predicates.Value:
+def _value(value: Any, column: Column | Computed, kind: str) -> predicates.Value:
     """Return a value that the server compares with a column exactly as Arrow does."""
     if isinstance(value, np.generic):
         value = value.item()

@@ -44,10 +44,17 @@ class Field:
         Its name.
     kind : {"boolean", "integer", "float", "decimal", "text", "char", "date", "timestamp"}
         What kind of values it has; a ``"char"`` is filled up with blanks.
+    cast : str
+        The type that it is given before anything else, if that is not its own.
     """
 
     name: str
     kind: str
+    cast: str = ""
+
+    def written(self, column: Callable[[str], str]) -> str:
+        """Write it down; `column` returns how the column of a name is written."""
+        return f"{column(self.name)}::{self.cast}" if self.cast else column(self.name)
 
 
 @dataclass(frozen=True)
@@ -159,14 +166,14 @@ def postgresql(node: Node, column: Callable[[str], str]) -> str:
         Returns how the column of a name is written.
     """
     if isinstance(node, Field):
-        return column(node.name)
+        return node.written(column)
     if isinstance(node, Not):
         return f"(NOT {postgresql(node.condition, column)})"
     if isinstance(node, All | Any):
         word = " AND " if isinstance(node, All) else " OR "
         return f"({word.join(postgresql(one, column) for one in node.conditions)})"
     if isinstance(node, IsNull):
-        return f"({column(node.field.name)} IS NULL)"
+        return f"({node.field.written(column)} IS NULL)"
     if isinstance(node, IsIn):
         return _is_in(node, column)
     return _compare(node, column)
@@ -175,11 +182,13 @@ def postgresql(node: Node, column: Callable[[str], str]) -> str:
 def postgresql_term(term: Term, column: Callable[[str], str]) -> str:
     """Write a value down in PostgreSQL's dialect; see `postgresql`."""
     if isinstance(term, Field):
-        return column(term.name)
+        return term.written(column)
     if not isinstance(term, Arithmetic):
         return _literal(term)
     left, right = (postgresql_term(one, column) for one in (term.left, term.right))
-    return f"({left}::{term.type_name} {term.operator} {right}::{term.type_name})"
+    found = f"({left}::{term.type_name} {term.operator} {right}::{term.type_name})"
+    # pandas makes NULL of a NaN that is computed
+    return f"nullif({found}, 'NaN')" if term.kind == "float" else found
 
 
 def _is_in(node: IsIn, column: Callable[[str], str]) -> str:
@@ -189,14 +198,14 @@ def _is_in(node: IsIn, column: Callable[[str], str]) -> str:
     found = " OR ".join(equal)
     if node.field.kind not in ("char", "text"):
         values = ", ".join(_literal(value) for value in node.values)
-        found = f"{column(node.field.name)} IN ({values})"
-    return f"(({found}) AND {column(node.field.name)} IS NOT NULL)"
+        found = f"{node.field.written(column)} IN ({values})"
+    return f"(({found}) AND {node.field.written(column)} IS NOT NULL)"
 
 
 def _compare(node: Compare, column: Callable[[str], str]) -> str:
-    operator, kind, left = node.operator, node.left.kind, column(node.left.name)
+    operator, kind, left = node.operator, node.left.kind, node.left.written(column)
     is_field = isinstance(node.right, Field)
-    right = column(node.right.name) if isinstance(node.right, Field) else _literal(node.right)
+    right = node.right.written(column) if isinstance(node.right, Field) else _literal(node.right)
     plain = f"{left} {operator} {right}"
     if kind == "text" and operator not in ("=", "<>"):
         return f'({left} COLLATE "C" {operator} {right})'
