@@ -10,7 +10,7 @@ from test_pushdown import COLUMNS, ROWS, SCHEMA, asked_by, outcome
 
 import dask_shardsql as dss
 
-KEYS = ("small", "n", "big", "ok", "price", "exact", "word", "short", "day", "at", "seen")
+KEYS = ("small", "n", "big", "ok", "price", "exact", "word", "short", "code", "day", "at", "seen")
 NUMBERS = ("small", "n", "big", "x", "y", "price", "exact")
 ORDERED = ("small", "n", "big", "price", "exact", "word", "short", "day", "at", "seen")
 PUSHED = {
@@ -195,6 +195,15 @@ def test_names_as_long_as_they_can_be(topology, loaded, table_name, monkeypatch)
     wide = dss.read_sharded_sql(f"TABLE {table_name}", topology)
     assert same(lambda d: d.groupby(long).id.sum(), wide, monkeypatch)
     assert wide[long].sum().compute() == 9
+
+
+def test_blanks_at_the_end_tell_groups_apart(topology, loaded, table_name, monkeypatch):
+    loaded.execute(f"CREATE TABLE {table_name} (id int8, free bpchar, n int8)")
+    rows = [(n, "a" + " " * (n % 3), n) for n in range(9)]
+    loaded.load(table_name, rows, shard_of=lambda row: row[0] % 2)
+    wide = dss.read_sharded_sql(f"TABLE {table_name}", topology)
+    assert same(lambda d: d.groupby("free").n.sum(), wide, monkeypatch)
+    assert len(wide.groupby("free").n.sum().compute()) == 3
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numpy_nullable"])

@@ -42,7 +42,7 @@ from dask_shardsql.sql.types import pandas_dtype_mapper
 
 __all__ = ["Grouping", "grouped_later", "grouping_of", "groups_of", "is_grouping"]
 
-_KEYS = {"integer", "boolean", "text", "decimal", "date", "timestamp"}
+_KEYS = {"integer", "boolean", "text", "char", "decimal", "date", "timestamp"}
 _KEYWORDS = {"numeric_only": (True, False), "min_count": (0, -1)}
 _SIZE = Part("size", 1, pa.int64(), "int8")
 

@@ -48,6 +48,7 @@ _CONNECT_DEFAULTS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
 }
+_TEXTS = ("text", "char")
 
 
 class PostgreSQLDriver:
@@ -219,7 +220,7 @@ class PostgreSQLDriver:
             return column(name) + (f" AS {double_quoted(name)}" if name in computed else "")
 
         keys = [
-            f'{column(one.name)} COLLATE "C"' if one.kind == "text" else column(one.name)
+            f'{column(one.name)} COLLATE "C"' if one.kind in _TEXTS else column(one.name)
             for one in narrowing.groups
         ]
         columns = ", ".join(
@@ -230,7 +231,9 @@ class PostgreSQLDriver:
         where = " AND ".join(postgresql(node, column) for node in narrowing.where)
         before, behind = f"SELECT {columns} FROM (\n", "\n) AS dask_shardsql"
         behind += f" WHERE {where}" if where else ""
-        behind += f" GROUP BY {', '.join(keys)}" if keys else ""
+        # to PostgreSQL, blanks at the end of a char are nothing
+        lengths = [f"octet_length({column(f.name)})" for f in narrowing.groups if f.kind == "char"]
+        behind += f" GROUP BY {', '.join([*keys, *lengths])}" if keys else ""
         behind += f" LIMIT {narrowing.limit}" if narrowing.limit is not None else ""
         if narrowing.is_counted:
             before, behind = f"SELECT count(*) AS count FROM ({before}", f"{behind}) AS counted"
