@@ -13,7 +13,7 @@ from typing import Any
 from dask_shardsql.config import Settings
 from dask_shardsql.engine.gather import expect_shard
 from dask_shardsql.errors import MergeRefusedError, ShardSQLError
-from dask_shardsql.merge import Plan, check_merge, plan, refuse_too_much
+from dask_shardsql.merge import Plan, check_merge, plan
 from dask_shardsql.progress import ShardEvent, listen
 from dask_shardsql.query import AskedQuery, PreparedQuery, ask, describe, why_not_a_union
 from dask_shardsql.run import run_tasks
@@ -132,7 +132,7 @@ class Explanation:
             visited = ", ".join(self.visited) or "none: no row can meet the conditions"
             lines.append(("rows of", visited))
         if self.pruned:
-            asked = shorten(" AND ".join(self.conditions), 1000, placeholder=" ...")
+            asked = shorten("; ".join(self.conditions), 1000, placeholder=" ...")
             lines.append(("not of", f"{', '.join(self.pruned)}: the query asks for {asked}"))
         for part in self.gathered:
             select = part["select"].strip().replace("\n", indent)
@@ -184,7 +184,7 @@ def explain(
     max_gather_bytes : str or int, optional
         As in :func:`collect`.
     analyze : bool, default False
-        Whether to run it, and measure rows, bytes and time for each shard.
+        Whether to run it, if it is not refused, and measure rows, bytes and time for each shard.
     scheduler : str, callable or Client, optional
         Where the shards are asked, as in ``dask.compute``.
 
@@ -218,8 +218,7 @@ def explain(
         found = plan(asked, most, scheduler)
     except MergeRefusedError as error:
         return Explanation(query.sql, merge, "refuse", error.reason, message=error.message)
-    if analyze:
-        refuse_too_much(found, most)
+    analyze = analyze and found.gathered_bytes <= most
     return _explained(asked, merge, found, scheduler, analyze=analyze, max_gather_bytes=most)
 
 

@@ -624,10 +624,10 @@ def test_explain_a_query_that_gathers(four):
     assert [table["table"] for table in facts["gathered"]] == ["mg_orders", "mg_items"]
     orders, items = facts["gathered"]
     assert items["select"] == (
-        'SELECT "i"."n", "i"."order_id", "i"."price" FROM mg_items AS "i" WHERE '
+        'SELECT "i"."n", "i"."order_id", "i"."price" FROM public.mg_items AS "i" WHERE '
         "(i.price > CAST((5) AS DOUBLE PRECISION))"
     )
-    assert orders["select"] == 'SELECT "o"."id", "o"."kind" FROM mg_orders AS "o"'
+    assert orders["select"] == 'SELECT "o"."id", "o"."kind" FROM public.mg_orders AS "o"'
     assert set(items["bytes"]) == {"s1", "s2", "s3", "s4"}
     assert all(size > 0 for size in items["bytes"].values())
     assert facts["shards"] == list(found.shards)

@@ -366,7 +366,7 @@ def test_any_number_of_shards(number, loaded):
 def test_what_is_only_looked_up_is_sent_once(topology):
     looked_up = "SELECT w FROM sp_kinds k WHERE NOT EXISTS (SELECT FROM sp_orders o WHERE {})"
     (part,) = dss.explain(looked_up.format("o.cust = k.w"), topology, merge="global").gathered
-    assert part["select"] == 'SELECT DISTINCT "o"."cust" FROM sp_orders AS "o"'
+    assert part["select"] == 'SELECT DISTINCT "o"."cust" FROM public.sp_orders AS "o"'
     # equal numbers may be written in two ways
     (part,) = dss.explain(looked_up.format("o.total = k.w"), topology, merge="global").gathered
     assert "DISTINCT" not in part["select"]

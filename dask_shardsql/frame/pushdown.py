@@ -5,10 +5,7 @@ A condition that is not known to be so is left to pandas: see `split_conditions`
 
 from __future__ import annotations
 
-import datetime
-import math
-from collections.abc import Callable, Iterator
-from decimal import Decimal
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +15,7 @@ import pyarrow as pa
 from dask_shardsql.engine.drivers.narrowing import Computed
 from dask_shardsql.engine.fetch import Answer
 from dask_shardsql.frame import _dask as dask_
+from dask_shardsql.frame.values import UnknownError, as_arrow_does, sql_constant, sql_value
 from dask_shardsql.sql import predicates
 from dask_shardsql.sql.predicates import Compare, Field, IsIn, IsNull, Node, Not
 from dask_shardsql.sql.types import Column
@@ -42,7 +40,6 @@ _OPERATORS = {
 _TURNED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "<>": "<>"}
 _EDGES = {"both": (">=", "<="), "left": (">=", "<"), "right": (">", "<="), "neither": (">", "<")}
 _MOST_VALUES = 1000
-_EXACT_DIGITS = 15  # of a decimal number, which a float keeps
 _TEXTS = ("text", "varchar")
 
 
@@ -57,10 +54,6 @@ class Known(NamedTuple):
     kind: str
     arrow_type: pa.DataType
     type_name: str
-
-
-class _UnknownError(Exception):
-    """It is not known to be the same in SQL."""
 
 
 def can_push(answer: Answer, dtype_backend: str) -> bool:
@@ -89,7 +82,7 @@ def split_conditions(condition: Any, read: Any) -> tuple[tuple[Node, ...], Any]:
     for one in _conjuncts(condition):
         try:
             pushed.append(translate.condition(one))
-        except _UnknownError:
+        except UnknownError:
             rest = one if rest is None else dask_.And(rest, one)
     return tuple(pushed), rest
 
@@ -98,7 +91,7 @@ def known_value(expr: Any, read: Any) -> Known | None:
     """Return what an expression is of a read's columns, if SQL knows that."""
     try:
         return _Translator(read).value(expr)
-    except _UnknownError:
+    except UnknownError:
         return None
 
 
@@ -106,7 +99,7 @@ def known_column(name: Any, read: Any) -> Known | None:
     """Return the column of that name, if there is one and SQL knows its kind of values."""
     try:
         return _Translator(read).column(name)
-    except _UnknownError:
+    except UnknownError:
         return None
 
 
@@ -167,7 +160,7 @@ class _Translator:
         if kind is dask_.Between:
             edges = _EDGES.get(expr.inclusive)
             if edges is None:
-                raise _UnknownError
+                raise UnknownError
             field = self.field(expr.frame)
             ends = zip(edges, (expr.left, expr.right), strict=True)
             return predicates.All(tuple(self._compare(op, field, end) for op, end in ends))
@@ -175,7 +168,7 @@ class _Translator:
             return self._comparison(_OPERATORS[kind], expr.left, expr.right)
         field = self.field(expr)
         if field.kind != "boolean":
-            raise _UnknownError
+            raise UnknownError
         return field
 
     def _comparison(self, operator: str, left: Any, right: Any) -> Node:
@@ -187,29 +180,29 @@ class _Translator:
         other = self.field(right)
         same = self._columns[field.name].arrow_type == self._columns[other.name].arrow_type
         if not same or field.kind in ("boolean", "char"):
-            raise _UnknownError
+            raise UnknownError
         return Compare(operator, field, other)
 
     def _compare(self, operator: str, field: Field, value: Any) -> Node:
         if field.kind in ("boolean", "char") and operator not in ("=", "<>"):
-            raise _UnknownError
+            raise UnknownError
         if field.kind == "decimal" and isinstance(value, float):
-            return _as_arrow_does(operator, field, value, self._columns[field.name].arrow_type)
-        return Compare(operator, field, _value(value, self._columns[field.name], field.kind))
+            return as_arrow_does(operator, field, value, self._columns[field.name].arrow_type)
+        return Compare(operator, field, sql_value(value, self._columns[field.name], field.kind))
 
     def _is_in(self, expr: Any) -> Node:
         field, values = self.field(expr.frame), expr.operand("values")
         if field.kind == "float":  # Arrow looks for bits there: 0.0 is not -0.0
-            raise _UnknownError
+            raise UnknownError
         if isinstance(values, dask_.DelayedExpr):
             values = _held(values.operand("obj"))
         if not isinstance(values, list | tuple | set | frozenset | np.ndarray | pd.Series):
-            raise _UnknownError
+            raise UnknownError
         found = list(values)
         if len(found) > _MOST_VALUES:
-            raise _UnknownError
+            raise UnknownError
         column = self._columns[field.name]
-        return IsIn(field, tuple(_value(value, column, field.kind) for value in found))
+        return IsIn(field, tuple(sql_value(value, column, field.kind) for value in found))
 
     def value(self, expr: Any) -> Known:
         """Return what an expression is, or raise where it is not known to be the same."""
@@ -230,7 +223,7 @@ class _Translator:
         elif of_type is not None and pa.types.is_decimal128(of_type):
             kind, type_name = "decimal", f"numeric({of_type.precision},{of_type.scale})"
         else:
-            raise _UnknownError
+            raise UnknownError
         left, right = (self._operand(one, kind) for one in (expr.left, expr.right))
         computed_as = "numeric" if kind == "decimal" else type_name
         term = predicates.Arithmetic(_ARITHMETIC[type(expr)], left, right, kind, computed_as)
@@ -238,11 +231,11 @@ class _Translator:
 
     def _operand(self, expr: Any, kind: str) -> predicates.Term:
         if not isinstance(expr, dask_.Expr):
-            return _constant(expr, kind)
+            return sql_constant(expr, kind)
         found = self.value(expr)
         is_exact = found.kind == kind or (found.kind, kind) == ("integer", "decimal")
         if not is_exact or pa.types.is_float32(found.arrow_type):
-            raise _UnknownError
+            raise UnknownError
         return found.term
 
     def column(self, name: Any) -> Known:
@@ -257,19 +250,19 @@ class _Translator:
 
     def _name_of(self, expr: Any) -> Any:
         if not isinstance(expr, dask_.Projection):
-            raise _UnknownError
+            raise UnknownError
         frame = expr.frame
         while type(frame) is dask_.Projection:
             frame = frame.frame
         if getattr(frame, "rows", None) != self._read.rows:
-            raise _UnknownError
+            raise UnknownError
         return expr.operand("columns")
 
     def named(self, name: Any) -> Field:
         """Return the column of a name."""
         column = self._columns.get(name) if isinstance(name, str) else None
         if column is None:
-            raise _UnknownError
+            raise UnknownError
         cast = "float8" if column.name in self._as_floats else ""
         return Field(column.name, self._kind(column), cast)
 
@@ -286,14 +279,14 @@ class _Translator:
         if column.type_name == "bpchar":
             return "char"
         if self._may_be_null:
-            raise _UnknownError
+            raise UnknownError
         if pa.types.is_decimal128(of_type):
             return "decimal"
         if pa.types.is_date32(of_type):
             return "date"
         if pa.types.is_timestamp(of_type):
             return "timestamp"
-        raise _UnknownError
+        raise UnknownError
 
 
 def _held(delayed: Any) -> Any:
@@ -301,104 +294,3 @@ def _held(delayed: Any) -> Any:
     graph = dict(delayed.dask)
     held = graph.get(delayed.key)
     return getattr(held, "value", None)
-
-
-def _value(value: Any, column: Column | Computed, kind: str) -> predicates.Value:
-    """Return a value that the server compares with a column exactly as Arrow does."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    of_type = column.arrow_type
-    if kind == "boolean" and isinstance(value, bool):
-        return value
-    if isinstance(value, bool):
-        raise _UnknownError
-    if kind in ("text", "char") and isinstance(value, str):
-        if "\0" in value or (not value.isascii() and not _is_utf8(value)):
-            raise _UnknownError
-        return value
-    if kind == "integer" and isinstance(value, int):
-        bits = of_type.bit_width - 1
-        if -(1 << bits) <= value < 1 << bits:
-            return value
-    if kind == "float" and isinstance(value, int) and abs(value) <= 2**53:
-        return float(value)
-    if kind == "float" and isinstance(value, float) and not math.isnan(value):
-        return value
-    if kind == "decimal":
-        return _decimal(value, of_type)
-    if kind == "date" and type(value) is datetime.date:
-        return value
-    if kind == "timestamp" and isinstance(value, datetime.datetime):
-        return _instant(value, of_type)
-    raise _UnknownError
-
-
-def _constant(value: Any, kind: str) -> predicates.Value:
-    """Return a value that the server computes with exactly as Arrow does."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
-    if kind == "float" and (is_integer or isinstance(value, float)):
-        if math.isfinite(value) and abs(value) <= 2**53:
-            return float(value)
-    elif is_integer and abs(value) < 1 << 63:
-        return int(value)
-    elif kind == "decimal" and isinstance(value, Decimal) and value.is_finite():
-        return value
-    raise _UnknownError
-
-
-def _decimal(value: Any, of_type: pa.DataType) -> Decimal:
-    if isinstance(value, int) and abs(value) < 10**_EXACT_DIGITS:
-        return Decimal(value)
-    if isinstance(value, Decimal) and value.is_finite():
-        digits = len(value.as_tuple().digits)
-        if digits + abs(int(value.as_tuple().exponent)) + of_type.scale <= 38:
-            return value
-    raise _UnknownError
-
-
-def _as_arrow_does(operator: str, field: Field, value: float, of_type: pa.DataType) -> Node:
-    """Return a comparison of decimal numbers with a float.
-
-    Arrow makes floats of them, which are not always the nearest: digits times 10 ** -scale. That
-    grows with the digits, so that there is a first number for which the comparison is true.
-    """
-    scale, most = of_type.scale, 10 ** min(of_type.precision, _EXACT_DIGITS)
-    if of_type.precision > _EXACT_DIGITS or scale < 0 or not abs(value) * 10.0**scale < most / 2:
-        raise _UnknownError
-    factor = float(f"1e-{scale}")
-
-    def first(is_beyond: Callable[[float], bool]) -> Decimal:
-        digits = math.floor(value * 10**scale) - 4
-        while not is_beyond(digits * factor):
-            digits += 1
-        return Decimal(digits).scaleb(-scale)
-
-    reached, passed = first(lambda one: one >= value), first(lambda one: one > value)
-    if operator in (">=", "<"):
-        return Compare(operator, field, reached)
-    if operator in (">", "<="):
-        return Compare(">=" if operator == ">" else "<", field, passed)
-    same = predicates.All((Compare(">=", field, reached), Compare("<", field, passed)))
-    return same if operator == "=" else Not(same)
-
-
-def _instant(value: datetime.datetime, of_type: pa.DataType) -> datetime.datetime:
-    if (value.tzinfo is None) != (of_type.tz is None) or pd.isna(value):
-        raise _UnknownError
-    if isinstance(value, pd.Timestamp):
-        if value.nanosecond:
-            raise _UnknownError
-        value = value.to_pydatetime()
-    if value.tzinfo is not None:
-        value = value.astimezone(datetime.UTC)
-    return value
-
-
-def _is_utf8(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -16,6 +16,7 @@ __all__ = ["why_not_a_union"]
 
 _AGGREGATES = frozenset(
     {"any_value", "array_agg", "avg", "bit_and", "bit_or", "bit_xor", "bool_and", "bool_or"}
+    | {"range_agg", "range_intersect_agg", "xmlagg"}
     | {"corr", "count", "covar_pop", "covar_samp", "every", "json_agg", "json_object_agg"}
     | {"jsonb_agg", "jsonb_object_agg", "max", "median", "min", "mode", "percentile_cont"}
     | {"percentile_disc", "regr_avgx", "regr_avgy", "regr_count", "regr_intercept", "regr_r2"}
@@ -59,18 +60,18 @@ def _why(tree: Any, keys: Mapping[str, str]) -> str | None:
     from dask_shardsql.sql.split import without_single_use
 
     tree = without_single_use(tree)
-    if tree.args.get("with_") is not None:
-        return None
     tables = {table_name(one): name_of(one.this) for one in tree.find_all(exp.Table)}
     sharded = {
         written: Sharded(keys[name], "", is_not_null=True)
         for written, name in tables.items()
         if name in keys
     }
-    if not tables:
+    if not tables:  # often asked to see whether a shard answers at all
         return None
     if not sharded:
         return "it reads no sharded table, so that each shard gives the same rows"
+    if tree.args.get("with_") is not None:
+        return None
     catalog = Catalog(sharded, frozenset(tables) - set(sharded), {}, _AGGREGATES)
     for select in tree.find_all(exp.Select):
         _name_keys(select, catalog)
@@ -79,6 +80,9 @@ def _why(tree: Any, keys: Mapping[str, str]) -> str | None:
         return None
     if isinstance(tree, exp.SetOperation):
         if isinstance(tree, exp.Union) and not tree.args.get("distinct"):
+            both = [colocation.rows_of(side, catalog) for side in (tree.this, tree.expression)]
+            if any(one is not None and not one.is_spread for one in both):
+                return "each shard gives the same rows of a part that reads no sharded table"
             return None
         return "UNION, EXCEPT and INTERSECT compare the rows of each shard alone"
     rows = colocation.rows_of_source(tree, catalog)

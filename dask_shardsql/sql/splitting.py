@@ -108,8 +108,9 @@ class Splitter:
             found.set("this", self.query(query.this, outer))
             return found
         if query.args.get("with_") is not None:
-            return self._with(query, outer)
+            return self._with(query, replace(outer, is_test=False))
         if isinstance(query, exp.SetOperation):
+            outer = replace(outer, is_test=False)
             found = query.copy()
             found.set("this", self.query(query.this, outer))
             found.set("expression", self.query(query.expression, outer))
@@ -267,6 +268,7 @@ class Splitter:
         inside = outer.inside(query, self._catalog)
         is_test = outer.is_test and not given(query) - _MADE_OF_ROWS
         is_test = is_test and not makes_one_group(query, self._catalog)
+        is_test = is_test and not any(one.find(exp.Window) for one in parts(query))
         relations = list(relations_of(found))
         for relation in relations:
             if isinstance(relation, exp.Values) and relation.find(exp.Query) is not None:
@@ -358,8 +360,11 @@ def _most(query: exp.Select) -> int | None:
 
 def _is_test(query: Any) -> bool:
     """Whether a query in an expression is asked only if it has a row, or one equal to something."""
-    above = query.parent.parent if isinstance(query.parent, exp.Subquery) else query.parent
-    return isinstance(above, exp.Exists | exp.In)
+    inner = query.parent if isinstance(query.parent, exp.Subquery) else query
+    above = inner.parent
+    return isinstance(above, exp.Exists) or (
+        isinstance(above, exp.In) and above.args.get("query") is inner
+    )
 
 
 def _is_correlated(query: Any) -> bool:

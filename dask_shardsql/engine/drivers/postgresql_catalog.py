@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from dask_shardsql.engine.drivers.rows import double_quoted
+from dask_shardsql.errors import MergeRefusedError
+from dask_shardsql.topology import ShardedTable
 
 __all__ = [
     "ATTRIBUTES",
     "BEHIND",
-    "FAMILY",
     "FUNCTIONS",
     "GUARDED",
     "JIT",
@@ -22,9 +23,11 @@ __all__ = [
     "POLICIES",
     "READ_BY",
     "RELATIONS",
+    "ROW_COLUMNS",
     "RULES",
     "WIDTH",
     "Relation",
+    "sharded_tables",
 ]
 
 # compiling one of these takes longer than to run it, which the planner does not foresee
@@ -167,13 +170,20 @@ WIDTH = """
 SELECT pg_catalog.sum(CASE WHEN a.attlen > 0 THEN a.attlen ELSE 8 END)
 FROM pg_catalog.pg_attribute a
 WHERE a.attrelid = %(table)s::pg_catalog.regclass AND a.attnum > 0"""
+# of a view, those whose values are rows of some tables, or arrays of such
+ROW_COLUMNS = """
+SELECT a.attname::text FROM pg_catalog.pg_attribute a
+JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+JOIN pg_catalog.pg_class c ON c.reltype IN (t.oid, t.typelem)
+WHERE a.attrelid = %(view)s::pg_catalog.regclass
+    AND c.oid = ANY(%(tables)s::int8[]::pg_catalog.oid[])"""
 READ_BY = """
 SELECT d.refobjid::int8 FROM pg_catalog.pg_rewrite r JOIN pg_catalog.pg_depend d
     ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND d.objid = r.oid
 WHERE r.ev_class = %(view)s::pg_catalog.oid
     AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid <> r.ev_class"""
 # a table, and whatever is a part of it: partitions, and tables that inherit
-FAMILY = """
+_FAMILY = """
 WITH RECURSIVE family(oid) AS (
     SELECT pg_catalog.to_regclass(%(name)s)::pg_catalog.oid
     UNION
@@ -228,3 +238,28 @@ class Relation(NamedTuple):
     def full_name(self) -> str:
         """The name, quoted, with its schema."""
         return f"{double_quoted(self.schema)}.{double_quoted(self.name)}"
+
+
+def sharded_tables(
+    rows: Callable[..., list[tuple[Any, ...]]], sharded: Sequence[ShardedTable]
+) -> dict[int, ShardedTable]:
+    """Return every sharded table by oid, also for all that is a part of one.
+
+    Raises
+    ------
+    MergeRefusedError
+        One is not there.
+    """
+    found: dict[int, ShardedTable] = {}
+    for table in sharded:
+        name = ".".join(map(double_quoted, table.name.split(".", 1)))
+        family = rows(_FAMILY, name=name)
+        if not family:
+            raise MergeRefusedError(
+                "unknown-table",
+                f"the topology's sharded table {table.name!r} is not to be found: write it as the "
+                "database has it, upper and lower case too, and with its schema if that is not in "
+                "the search_path",
+            )
+        found |= {oid: table for (oid,) in family}
+    return found

@@ -21,7 +21,6 @@ import psycopg2
 from dask_shardsql.engine.drivers.base import Columns, OnBatch, Query
 from dask_shardsql.engine.drivers.gathering import Extract, Split, Survey
 from dask_shardsql.engine.drivers.postgresql_catalog import (
-    FAMILY,
     FUNCTIONS,
     JIT,
     KEYS,
@@ -30,6 +29,7 @@ from dask_shardsql.engine.drivers.postgresql_catalog import (
     RELATIONS,
     RULES,
     Relation,
+    sharded_tables,
 )
 from dask_shardsql.engine.drivers.postgresql_columns import (
     ColumnFacts,
@@ -43,7 +43,9 @@ from dask_shardsql.engine.drivers.postgresql_hiding import (
     reads,
     refuse_ambiguous_names,
     refuse_hidden_reads,
+    refuse_rows_as_values,
     refuse_what_is_not_seen,
+    rows_as_values,
 )
 from dask_shardsql.engine.drivers.postgresql_merge import BEGIN, WAITING, PostgreSQLReceiving
 from dask_shardsql.engine.drivers.postgresql_params import merge_params, read_strings_as_standard
@@ -125,7 +127,7 @@ class PostgreSQLGathering(PostgreSQLReceiving):
         read_strings_as_standard(self._connection)
         self._begin(text)
         relations = self._relations(_VIEW)
-        tables = self._sharded_tables()
+        tables = sharded_tables(self._rows, self._sharded)
         names = {relation.name for relation in relations.values()}
         refuse_ambiguous_names(self._rows, names, self._sharded)
         self._rules = self._rows(RULES, view=f"pg_temp.{_VIEW}")
@@ -169,17 +171,26 @@ class PostgreSQLGathering(PostgreSQLReceiving):
 
         gathered = {oid: (one, self._table_of[oid]) for oid, one in self._gathered.items()}
         views = [view.oid for view, _ in self._views]
+        row_column = rows_as_values(self._rows, _VIEW, [*gathered]) if self._has_whole_rows else ""
         try:
-            split = split_query(
+            split: Split | None = split_query(
                 self._rows, _VIEW, gathered, self._read_by_it, views, shards, self._functions
             )
         except NotSplitError as error:
-            return error.reason
-        if self._has_whole_rows and split.strategy != "union":
-            return "whole-rows"  # whose type is a table's, which a narrower one has not
+            split, why = None, error.reason
+        if split is not None and self._has_whole_rows and split.strategy in ("gather", "merge"):
+            split, why = None, "whole-rows"  # whose type is a table's, which a narrower one has not
+        if split is None:
+            refuse_rows_as_values(row_column)
+            return why
         defined = definitions_of(self._rows, [one.full_name for one in self._read_by_it.values()])
         tables = tuple(
-            replace(one, definition=defined.get(one.full_name, ""), is_whole=self._has_whole_rows)
+            replace(
+                one,
+                definition=defined.get(one.full_name, ""),
+                is_whole=self._has_whole_rows,
+                settings=split.settings,
+            )
             for one in (*self.extracts, *map(self._compared, self._others()))
         )
         return replace(split, tables=tables)
@@ -244,22 +255,6 @@ class PostgreSQLGathering(PostgreSQLReceiving):
         """Return what a temporary view reads, by oid."""
         found = self._rows(RELATIONS, view=f"pg_temp.{view}")
         return {row[0]: Relation(*row) for row in found}
-
-    def _sharded_tables(self) -> dict[int, ShardedTable]:
-        """Return every sharded table by oid, also for all that is a part of one."""
-        found: dict[int, ShardedTable] = {}
-        for table in self._sharded:
-            name = ".".join(map(double_quoted, table.name.split(".", 1)))
-            family = self._rows(FAMILY, name=name)
-            if not family:
-                raise MergeRefusedError(
-                    "unknown-table",
-                    f"the topology's sharded table {table.name!r} is not to be found: write it as "
-                    "the database has it, upper and lower case too, and with its schema if that is "
-                    "not in the search_path",
-                )
-            found |= {oid: table for (oid,) in family}
-        return found
 
     def _is_gathered(self, oid: int) -> bool:
         return reads(self._rows, oid, {*self._gathered})

@@ -13,12 +13,20 @@ from dask_shardsql.engine.drivers.postgresql_catalog import (
     PARENTS,
     POLICIES,
     READ_BY,
+    ROW_COLUMNS,
     Relation,
 )
 from dask_shardsql.errors import MergeRefusedError
 from dask_shardsql.topology import ShardedTable
 
-__all__ = ["reads", "refuse_ambiguous_names", "refuse_hidden_reads", "refuse_what_is_not_seen"]
+__all__ = [
+    "reads",
+    "refuse_ambiguous_names",
+    "refuse_hidden_reads",
+    "refuse_rows_as_values",
+    "refuse_what_is_not_seen",
+    "rows_as_values",
+]
 
 Rows = Callable[..., list[tuple[Any, ...]]]
 # functions of the server's own to which a table is named in a string
@@ -27,6 +35,11 @@ _RUNS_SQL_PREFIXES = (
     *("cursor_to_xml", "database_to_xml", "query_to_xml", "schema_to_xml", "table_to_xml"),
     *("lo_", "loread"),  # and large objects, which are numbered in each database by itself
     *("has_", "pg_get_", "pg_stat_get_", "pg_relation_", "row_security_active"),
+)
+# what says something of the session that asks
+_OF_SESSION = (
+    *("current_setting", "current_schema", "txid_current", "txid_snapshot", "pg_backend_pid"),
+    *("pg_current_xact", "pg_current_snapshot", "pg_my_temp_schema"),
 )
 
 
@@ -66,6 +79,12 @@ def refuse_what_is_not_seen(
                 f"it calls {name!r}, which reads what is named in a string or by a number, and "
                 "would see one shard's: write what it does into the query",
             )
+        if name.startswith(_OF_SESSION) and not is_own:
+            raise MergeRefusedError(
+                "function",
+                f"it calls {name!r}, which says something of a session, of which each shard has "
+                "another: leave it out",
+            )
     for oid in named or ():
         if oid in tables:
             raise MergeRefusedError(
@@ -74,6 +93,22 @@ def refuse_what_is_not_seen(
                 "database (regclass), which each shard has one of: ask a shard for that, with "
                 "shards=[...]",
             )
+
+
+def rows_as_values(rows: Rows, query: str, tables: Sequence[int]) -> str:
+    """Return the name of a column of the query whose values are rows of some tables; or nothing."""
+    found = rows(ROW_COLUMNS, view=f"pg_temp.{query}", tables=list(tables))
+    return str(found[0][0]) if found else ""
+
+
+def refuse_rows_as_values(column: str) -> None:
+    """Refuse a column of a sharded table's row type: where rows are gathered it is another one."""
+    if column:
+        raise MergeRefusedError(
+            "column-type",
+            f"its column {column!r} has whole rows of a sharded table, which has a type of its own "
+            "where they are gathered: select their columns, or cast it to text",
+        )
 
 
 def refuse_hidden_reads(

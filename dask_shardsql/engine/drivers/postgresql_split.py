@@ -21,7 +21,6 @@ from dask_shardsql.engine.drivers.postgresql_catalog import (
     Relation,
 )
 from dask_shardsql.engine.drivers.postgresql_columns import Rows, columns_in, types_of
-from dask_shardsql.engine.drivers.rows import double_quoted
 from dask_shardsql.sql.canonical import SYNONYMS, NotSplitError, parse, same_words, written
 from dask_shardsql.sql.catalog import Catalog, Sharded
 from dask_shardsql.sql.instants import FUNCTIONS, SETTING, with_one_instant
@@ -122,13 +121,9 @@ def split_query(
         return found
 
     try:
-        # all functions are the server's own, and so must those be that are written anew; types
-        # and tables are written with their schemas where they would else be others
-        ((path,),) = rows("SELECT current_schemas(false)")
-        path = ["pg_catalog", *(schema for schema in path if schema != "pg_catalog")]
-        settings: tuple[str, ...] = (
-            f"SET LOCAL search_path TO {', '.join(map(double_quoted, path))}",
-        )
+        # all functions are the server's own, and so must those be that are written anew; all else
+        # is written with its schema, so that nothing of that name can come before it elsewhere
+        settings: tuple[str, ...] = ("SET LOCAL search_path TO pg_catalog",)
         rows(*settings)
         text, texts = _text(rows, f"pg_temp.{view}"), {oid: _text(rows, oid) for oid in views}
         if has_instant:
@@ -247,7 +242,7 @@ def _extract(rows: Rows, number: int, partial: Partial, settings: tuple[str, ...
         raise NotSplitError("row-width")
     in_text = any(one.needs_text for one in columns)
     types = types_of(columns, "")
-    tables = ", ".join(partial.tables)
+    tables = ", ".join(table.rpartition(".")[2] for table in partial.tables)
     return Extract(
         tables, "", partial.select, name, in_text, "", types, (), settings, "", partial.shards
     )
