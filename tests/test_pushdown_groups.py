@@ -235,3 +235,8 @@ def test_on_a_cluster(ddf):
         found = make()
         with dask.config.set({"shardsql.pushdown": False}):
             pd.testing.assert_frame_equal(found, make())
+
+
+def test_chosen_columns_may_be_merged(ddf):
+    columns = ddf[["id"]]
+    assert len(ddf.merge(columns, on="id")) == len(columns.merge(ddf, on="id")) == len(ROWS)

@@ -199,7 +199,8 @@ def grouped_later(expr: Any, read: Any, dependents: Any) -> SameRead | None:
     found = made
     while made is not None:
         above = parents_of(expr, dependents)
-        if len(above) != 1 or above[0].frame._name != expr._name:
+        of = getattr(above[0], "frame", None) if len(above) == 1 else None
+        if of is None or of._name != expr._name:  # a merge has no frame
             return None
         expr = above[0]
         if is_grouping(expr):
