@@ -23,7 +23,7 @@ from dask_shardsql.errors import (
     UnionSemanticsWarning,
     UnrepresentableValueError,
 )
-from dask_shardsql.explanation import Explanation, explain
+from dask_shardsql.explanation import Explanation, FrameExplanation, explain
 from dask_shardsql.frame.read import read_sharded_sql, read_sharded_table
 from dask_shardsql.progress import ShardEvent, listen
 from dask_shardsql.sharding import (
@@ -44,6 +44,7 @@ __all__ = [
     "ConnectionLostError",
     "CredentialError",
     "Explanation",
+    "FrameExplanation",
     "MergeRefusedError",
     "ParameterError",
     "PoolTimeoutError",

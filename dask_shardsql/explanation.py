@@ -1,4 +1,4 @@
-"""``explain``: how a query would be answered, without running it."""
+"""``explain``: how a query, or a DataFrame, would be answered, without running it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from textwrap import shorten
-from typing import Any
+from typing import Any, overload
+
+import dask.dataframe as dd
 
 from dask_shardsql.config import Settings
 from dask_shardsql.engine.gather import expect_shard
-from dask_shardsql.errors import MergeRefusedError, ShardSQLError
+from dask_shardsql.errors import ConfigurationError, MergeRefusedError, ShardSQLError
+from dask_shardsql.frame.explained import explained, is_frame
 from dask_shardsql.merge import Plan, check_merge, plan
 from dask_shardsql.progress import ShardEvent, listen
 from dask_shardsql.query import AskedQuery, PreparedQuery, ask, describe, why_not_a_union
@@ -21,9 +24,10 @@ from dask_shardsql.split import SplitOptions
 from dask_shardsql.topology import Topology
 from dask_shardsql.union import read_tables
 
-__all__ = ["Explanation", "explain"]
+__all__ = ["Explanation", "FrameExplanation", "explain"]
 
 _PATIENCE = 5.0
+_INDENT = "\n" + " " * 10
 _BECAUSE = {
     "all-rows": "rows of several shards meet",
     "function": "it calls a function, an operator or an aggregate of yours",
@@ -43,8 +47,30 @@ _MEANINGS = {
 }
 
 
+class _Printed:
+    """Lines, each under a name, to print or to look at in a notebook."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the same as plain values, which JSON can hold."""
+        found = copy.deepcopy(vars(self))
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in found.items()}
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<10}{value}" for name, value in self._lines())
+
+    def _repr_html_(self) -> str:
+        rows = (
+            f"<tr><th>{html.escape(name)}</th><td><pre>{html.escape(value)}</pre></td></tr>"
+            for name, value in self._lines()
+        )
+        return f"<table>{''.join(rows)}</table>"
+
+    def _lines(self) -> list[tuple[str, str]]:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(_Printed):
     """How a query would be answered; ``print`` it, or look at it in a notebook.
 
     Parameters
@@ -102,23 +128,8 @@ class Explanation:
     message: str = ""
     actual: tuple[dict[str, Any], ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the same as plain values, which JSON can hold."""
-        found = copy.deepcopy(vars(self))
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in found.items()}
-
-    def __str__(self) -> str:
-        return "\n".join(f"{name:<10}{value}" for name, value in self._lines())
-
-    def _repr_html_(self) -> str:
-        rows = (
-            f"<tr><th>{html.escape(name)}</th><td><pre>{html.escape(value)}</pre></td></tr>"
-            for name, value in self._lines()
-        )
-        return f"<table>{''.join(rows)}</table>"
-
     def _lines(self) -> list[tuple[str, str]]:
-        indent = "\n" + " " * 10
+        indent = _INDENT
         strategy = f"{self.strategy} ({self.reason}): {_MEANINGS[self.strategy]}"
         lines = [("query", self.sql.strip().replace("\n", indent)), ("strategy", strategy)]
         if self.strategy == "gather":
@@ -159,6 +170,44 @@ class Explanation:
         return lines
 
 
+@dataclass(frozen=True)
+class FrameExplanation(_Printed):
+    """What is asked of shards for a dask DataFrame; ``print`` it, or look at it in a notebook.
+
+    Parameters
+    ----------
+    reads : tuple of dict
+        For each read: what it ``asks_for`` ("rows", or their "count", "reductions" or "groups");
+        ``sql``, which each shard gets, with its placeholders; the ``shards``; the number of
+        ``partitions``, and what they are ``sliced_by``, if each shard has several: the slice is
+        then a part of the SQL as well; the ``columns`` that come; the ``conditions`` that became
+        SQL; the ``limit`` for each partition; ``because``: why no condition can become SQL.
+    left : tuple of dict
+        What is left to dask: each ``operation``, of ``ddf``, and ``because``, why.
+    message : str
+        What is to be said of it.
+    """
+
+    reads: tuple[dict[str, Any], ...]
+    left: tuple[dict[str, str], ...] = ()
+    message: str = ""
+
+    def _lines(self) -> list[tuple[str, str]]:
+        lines = [] if self.reads else [("reads", "nothing of shards")]
+        for read in self.reads:
+            lines.append(("each", read["sql"].strip().replace("\n", _INDENT)))
+            lines.append(("asked for", f"{read['asks_for']}: {', '.join(read['columns'])}"))
+            on, by = ", ".join(read["shards"]), read["sliced_by"]
+            sliced = f", in {read['partitions']} partitions by {by}" if by else ""
+            lines.append(("on", on + sliced))
+            lines += [("where", one) for one in read["conditions"]]
+            if read["because"]:
+                lines.append(("as it is", read["because"]))
+        lines += [("in dask", f"{one['operation']}{_INDENT}{one['because']}") for one in self.left]
+        return lines + ([("but", self.message)] if self.message else [])
+
+
+@overload
 def explain(
     sql: str,
     topology: Topology | None = None,
@@ -168,13 +217,25 @@ def explain(
     max_gather_bytes: str | int | None = None,
     analyze: bool = False,
     scheduler: Any = None,
-) -> Explanation:
+) -> Explanation: ...
+@overload
+def explain(sql: dd.DataFrame | dd.Series | dd.Index | dd.Scalar) -> FrameExplanation: ...
+def explain(
+    sql: Any,
+    topology: Topology | None = None,
+    params: Sequence[Any] | Mapping[str, Any] | None = None,
+    *,
+    merge: str = "union",
+    max_gather_bytes: str | int | None = None,
+    analyze: bool = False,
+    scheduler: Any = None,
+) -> Explanation | FrameExplanation:
     """Return how a query would be answered; nothing of it is run, if that is not asked for.
 
     Parameters
     ----------
-    sql : str
-        One query.
+    sql : str, or dask DataFrame, Series, Index or Scalar
+        One query; or, and then nothing else, what is made of :func:`read_sharded_sql`.
     topology : Topology, optional
         The shards; by default the one that ``shardsql.topology`` in ``dask.config`` names.
     params : sequence or mapping, optional
@@ -190,7 +251,7 @@ def explain(
 
     Returns
     -------
-    Explanation
+    Explanation or FrameExplanation
         What it says when it is printed; ``to_dict()`` gives the same as plain values.
 
     Raises
@@ -203,6 +264,12 @@ def explain(
     --------
     >>> print(explain("SELECT count(*) FROM orders", topology, merge="global"))  # doctest: +SKIP
     """
+    if is_frame(sql):
+        options = (topology, params, max_gather_bytes, scheduler)
+        if merge != "union" or analyze or any(one is not None for one in options):
+            raise ConfigurationError("explain takes nothing else beside a dask DataFrame")
+        reads, left, message = explained(sql)
+        return FrameExplanation(tuple(reads), tuple(left), message)
     check_merge(merge, SplitOptions(), max_gather_bytes)
     settings = Settings.current(max_gather_bytes=max_gather_bytes)
     asked = ask(sql, topology, params, settings=settings)

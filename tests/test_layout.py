@@ -32,8 +32,9 @@ ORDER = [
     {"split"},
     {"merge"},
     {"union"},
-    {"eager", "explanation", "streaming"},
+    {"eager", "streaming"},
     {"frame", "dbapi", "loader"},
+    {"explanation"},
     {"testing"},
     {"cli"},
 ]

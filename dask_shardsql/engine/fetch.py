@@ -99,17 +99,21 @@ def read_shard(ref: TopologyRef, shard: str, answer: Answer) -> pa.Table:
 
 def count_shard(ref: TopologyRef, shard: str, answer: Answer) -> int:
     """Return how many rows the answer of one shard has, of which none is read."""
+    found: int = read_shard(ref, shard, counted(answer)).column(0)[0].as_py()
+    return found
+
+
+def counted(answer: Answer) -> Answer:
+    """Return an answer that has the number of rows instead of them."""
     narrowing = answer.narrowing or Narrowing((answer.described[0].name,))
     columns = (Column("count", "int8", arrow_type_of("int8")),)
-    counted = replace(
+    return replace(
         answer,
         described=columns,
         columns=columns,
         shard_column=None,
         narrowing=replace(narrowing, is_counted=True),
     )
-    found: int = read_shard(ref, shard, counted).column(0)[0].as_py()
-    return found
 
 
 def read_shard_shared(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dask._task_spec import List, Task, TaskRef
 from dask.dataframe import groupby as groupby_module
+from dask.dataframe.dask_expr._accessor import FunctionMap, PropertyMap
 from dask.dataframe.dask_expr._expr import (
     EQ,
     GE,
@@ -20,6 +21,7 @@ from dask.dataframe.dask_expr._expr import (
     Assign,
     Between,
     Blockwise,
+    BlockwiseHead,
     Expr,
     Filter,
     Head,
@@ -32,6 +34,7 @@ from dask.dataframe.dask_expr._expr import (
     Or,
     PartitionsFiltered,
     Projection,
+    Query,
     RenameSeries,
     Sub,
     determine_column_projection,
@@ -40,6 +43,7 @@ from dask.dataframe.dask_expr._expr import _DelayedExpr as DelayedExpr
 from dask.dataframe.dask_expr._groupby import (
     GroupbyAggregation,
     GroupByApplyConcatApply,
+    GroupByChunk,
     GroupByReduction,
 )
 from dask.dataframe.dask_expr._groupby import Mean as GroupByMean
@@ -71,13 +75,16 @@ __all__ = [
     "Assign",
     "Between",
     "Blockwise",
+    "BlockwiseHead",
     "BlockwiseIO",
     "Chunk",
     "Count",
     "DelayedExpr",
     "Expr",
     "Filter",
+    "FunctionMap",
     "GroupByApplyConcatApply",
+    "GroupByChunk",
     "GroupByMean",
     "GroupByReduction",
     "GroupbyAggregation",
@@ -97,6 +104,8 @@ __all__ = [
     "PartitionsFiltered",
     "Prod",
     "Projection",
+    "PropertyMap",
+    "Query",
     "RenameSeries",
     "Sub",
     "Sum",

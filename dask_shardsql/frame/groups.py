@@ -40,7 +40,7 @@ from dask_shardsql.frame.to_pandas import to_pandas
 from dask_shardsql.sql.predicates import Field, IsNull, Not
 from dask_shardsql.sql.types import pandas_dtype_mapper
 
-__all__ = ["Grouping", "grouped_later", "grouping_of", "groups_of", "is_grouping"]
+__all__ = ["Grouping", "asked_groups", "grouped_later", "grouping_of", "groups_of", "is_grouping"]
 
 _KEYS = {"integer", "boolean", "text", "char", "decimal", "date", "timestamp"}
 _KEYWORDS = {"numeric_only": (True, False), "min_count": (0, -1)}
@@ -292,6 +292,16 @@ def grouping_of(parent: Any, read: Any) -> Grouping | None:
     return Grouping(by, frame.keeps_null, tuple(frame.parts)) if frame.parts else None
 
 
+def asked_groups(answer: Answer, grouping: Grouping) -> Answer:
+    """Return an answer that has groups instead of rows."""
+    narrowing = answer.narrowing or Narrowing(tuple(answer.schema.names))
+    if not grouping.keeps_null:
+        filled = tuple(Not(IsNull(field)) for field in grouping.by)
+        narrowing = replace(narrowing, where=(*narrowing.where, *filled))
+    parts = [part for _, part in grouping.parts]
+    return asked_for(replace(answer, narrowing=narrowing), parts, grouping.by)
+
+
 def groups_of(
     ref: TopologyRef, shard: str, answer: Answer, grouping: Grouping, rows: Answer
 ) -> Grouped | pd.DataFrame:
@@ -299,20 +309,15 @@ def groups_of(
 
     `rows` is the answer without what is computed.
     """
-    by, narrowing = grouping.by, answer.narrowing or Narrowing(tuple(answer.schema.names))
-    if not grouping.keeps_null:
-        filled = tuple(Not(IsNull(field)) for field in by)
-        narrowing = replace(narrowing, where=(*narrowing.where, *filled))
-    parts = [part for _, part in grouping.parts]
-    asked = asked_for(replace(answer, narrowing=narrowing), parts, by)
+    by = grouping.by
     try:
-        table = read_shard(ref, shard, asked)
+        table = read_shard(ref, shard, asked_groups(answer, grouping))
     except QueryError as error:
         if error.sqlstate != OUT_OF_RANGE:
             raise
         rows = replace(rows, query=answer.query)
         frame = to_pandas(read_shard(ref, shard, rows), rows, "pyarrow", shard)
-        for one in narrowing.computed:
+        for one in answer.narrowing.computed if answer.narrowing is not None else ():
             frame[one.name] = computed(one.of, frame)
         chosen: pd.DataFrame = frame[answer.schema.names]
         return chosen

@@ -41,6 +41,7 @@ __all__ = [
     "Part",
     "ReadValue",
     "asked_for",
+    "chunk_part",
     "chunks_of",
     "computed",
     "part_of",
@@ -148,7 +149,7 @@ def _gather(value: Any, read: Any, dependents: Any, parts: dict[Part, None]) -> 
         if is_computed(one):
             if not _gather(one, read, dependents, parts):
                 return False
-        elif (part := _part(one, known_value(value, read))) is not None:
+        elif (part := chunk_part(one, known_value(value, read))) is not None:
             parts[part] = None
         else:
             return False
@@ -160,7 +161,8 @@ def _known_parents(expr: Any, dependents: Any) -> list[Any]:
     return [one for one in parents_of(expr, dependents) if is_known(one, dependents)]
 
 
-def _part(chunk: Any, known: Known | None) -> Part | None:
+def chunk_part(chunk: Any, known: Known | None) -> Part | None:
+    """Return how the server computes a chunk of a value, if it can as pandas does."""
     function = _FUNCTIONS.get(chunk.kind) if type(chunk) is Chunk else None
     keywords = dict(chunk.chunk_kwargs or {}) if function is not None else {}
     if keywords.get("skipna", True) is not True:
@@ -190,7 +192,7 @@ class ReadValue(Blockwise):  # type: ignore[misc]
             if known is None:
                 return None
             return ReadValue(self.frame, known, parent._meta.name, parts)
-        part = _part(parent, self.known)
+        part = chunk_part(parent, self.known)
         if part is None or part not in parts:
             return None
         return TakePartial(self.frame.partials(parts), parts.index(part))

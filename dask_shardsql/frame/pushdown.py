@@ -23,6 +23,8 @@ from dask_shardsql.sql.types import Column
 __all__ = [
     "Known",
     "can_push",
+    "conjuncts",
+    "held",
     "is_computed",
     "known_column",
     "known_value",
@@ -79,7 +81,7 @@ def split_conditions(condition: Any, read: Any) -> tuple[tuple[Node, ...], Any]:
     pushed: list[Node] = []
     rest = None
     translate = _Translator(read)
-    for one in _conjuncts(condition):
+    for one in conjuncts(condition):
         try:
             pushed.append(translate.condition(one))
         except UnknownError:
@@ -113,10 +115,11 @@ def _is_renamed(expr: Any) -> bool:
     return type(expr) is dask_.RenameSeries and isinstance(expr.operand("index"), str | None)
 
 
-def _conjuncts(condition: Any) -> Iterator[Any]:
+def conjuncts(condition: Any) -> Iterator[Any]:
+    """Give the conditions that are joined by &."""
     if isinstance(condition, dask_.And):
-        yield from _conjuncts(condition.left)
-        yield from _conjuncts(condition.right)
+        yield from conjuncts(condition.left)
+        yield from conjuncts(condition.right)
     else:
         yield condition
 
@@ -195,7 +198,7 @@ class _Translator:
         if field.kind == "float":  # Arrow looks for bits there: 0.0 is not -0.0
             raise UnknownError
         if isinstance(values, dask_.DelayedExpr):
-            values = _held(values.operand("obj"))
+            values = held(values.operand("obj"))
         if not isinstance(values, list | tuple | set | frozenset | np.ndarray | pd.Series):
             raise UnknownError
         found = list(values)
@@ -289,7 +292,7 @@ class _Translator:
         raise UnknownError
 
 
-def _held(delayed: Any) -> Any:
+def held(delayed: Any) -> Any:
     """Return what a Delayed object holds, if it is a value and nothing to be computed."""
     graph = dict(delayed.dask)
     held = graph.get(delayed.key)
