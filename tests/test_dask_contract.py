@@ -18,7 +18,7 @@ from distributed import Client, get_worker
 from packaging.requirements import Requirement
 
 import dask_shardsql as dss
-from dask_shardsql.frame import _dask, decimals, explained, groups, partials, pushdown
+from dask_shardsql.frame import _dask, constants, decimals, explained, groups, partials, pushdown
 from dask_shardsql.frame.expr import ReadShards, ReadWhole
 
 
@@ -30,7 +30,15 @@ def test_the_installed_dask_is_within_the_pin():
 
 
 def test_every_name_behind_the_door_exists_and_is_used():
-    modules = (inspect.getmodule(ReadShards), decimals, explained, groups, partials, pushdown)
+    modules = (
+        inspect.getmodule(ReadShards),
+        constants,
+        decimals,
+        explained,
+        groups,
+        partials,
+        pushdown,
+    )
     sources = [inspect.getsource(module) for module in modules]
     sources.append(inspect.getsource(inspect.getmodule(dss.read_sharded_sql)))
     for name in _dask.__all__:
@@ -56,7 +64,7 @@ def test_what_pushdown_assumes_of_conditions():
     isin = ddf.a.isin([1, 2]).expr
     held = isin.operand("values")
     assert (type(isin), type(held)) == (_dask.Isin, _dask.DelayedExpr)
-    assert list(pushdown.held(held.operand("obj"))) == [1, 2]
+    assert list(constants.held(held.operand("obj"))) == [1, 2]
     assert [type(f.expr) for f in (ddf.a.isna(), ddf.a.notnull())] == [_dask.IsNa, _dask.NotNull]
     chosen = ddf[both].expr
     assert (type(chosen), type(chosen.predicate)) == (_dask.Filter, _dask.And)

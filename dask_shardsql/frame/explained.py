@@ -30,10 +30,11 @@ from dask_shardsql.frame._dask import (
     PropertyMap,
     Query,
 )
+from dask_shardsql.frame.constants import held
 from dask_shardsql.frame.expr import ReadCounts, ReadGroups, ReadPartials, ReadShards, Snapshots
 from dask_shardsql.frame.groups import asked_groups
 from dask_shardsql.frame.partials import asked_for, chunk_part
-from dask_shardsql.frame.pushdown import conjuncts, held, known_value, split_conditions
+from dask_shardsql.frame.pushdown import conjuncts, known_value, split_conditions
 from dask_shardsql.sql.predicates import postgresql
 
 __all__ = ["explained", "is_frame"]

@@ -15,7 +15,13 @@ import pyarrow as pa
 from dask_shardsql.engine.drivers.narrowing import Computed
 from dask_shardsql.engine.fetch import Answer
 from dask_shardsql.frame import _dask as dask_
-from dask_shardsql.frame.values import UnknownError, as_arrow_does, sql_constant, sql_value
+from dask_shardsql.frame.constants import (
+    UnknownError,
+    as_arrow_does,
+    constant_for,
+    held,
+    value_for,
+)
 from dask_shardsql.sql import predicates
 from dask_shardsql.sql.predicates import Compare, Field, IsIn, IsNull, Node, Not
 from dask_shardsql.sql.types import Column
@@ -24,7 +30,6 @@ __all__ = [
     "Known",
     "can_push",
     "conjuncts",
-    "held",
     "is_computed",
     "known_column",
     "known_value",
@@ -191,7 +196,7 @@ class _Translator:
             raise UnknownError
         if field.kind == "decimal" and isinstance(value, float):
             return as_arrow_does(operator, field, value, self._columns[field.name].arrow_type)
-        return Compare(operator, field, sql_value(value, self._columns[field.name], field.kind))
+        return Compare(operator, field, value_for(value, self._columns[field.name], field.kind))
 
     def _is_in(self, expr: Any) -> Node:
         field, values = self.field(expr.frame), expr.operand("values")
@@ -205,7 +210,7 @@ class _Translator:
         if len(found) > _MOST_VALUES:
             raise UnknownError
         column = self._columns[field.name]
-        return IsIn(field, tuple(sql_value(value, column, field.kind) for value in found))
+        return IsIn(field, tuple(value_for(value, column, field.kind) for value in found))
 
     def value(self, expr: Any) -> Known:
         """Return what an expression is, or raise where it is not known to be the same."""
@@ -234,7 +239,7 @@ class _Translator:
 
     def _operand(self, expr: Any, kind: str) -> predicates.Term:
         if not isinstance(expr, dask_.Expr):
-            return sql_constant(expr, kind)
+            return constant_for(expr, kind)
         found = self.value(expr)
         is_exact = found.kind == kind or (found.kind, kind) == ("integer", "decimal")
         if not is_exact or pa.types.is_float32(found.arrow_type):
@@ -290,10 +295,3 @@ class _Translator:
         if pa.types.is_timestamp(of_type):
             return "timestamp"
         raise UnknownError
-
-
-def held(delayed: Any) -> Any:
-    """Return what a Delayed object holds, if it is a value and nothing to be computed."""
-    graph = dict(delayed.dask)
-    held = graph.get(delayed.key)
-    return getattr(held, "value", None)

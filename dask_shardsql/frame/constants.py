@@ -1,4 +1,4 @@
-"""Python's values in conditions and sums, where PostgreSQL takes them as Arrow does."""
+"""Values of Python that the server compares, or computes, exactly as Arrow does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dask_shardsql.sql import predicates
 from dask_shardsql.sql.predicates import Compare, Field, Node, Not
 from dask_shardsql.sql.types import Column
 
-__all__ = ["UnknownError", "as_arrow_does", "sql_constant", "sql_value"]
+__all__ = ["UnknownError", "as_arrow_does", "constant_for", "held", "is_utf8", "value_for"]
 
 _EXACT_DIGITS = 15  # of a decimal number, which a float keeps
 
@@ -26,7 +26,14 @@ class UnknownError(Exception):
     """It is not known to be the same in SQL."""
 
 
-def sql_value(value: Any, column: Column | Computed, kind: str) -> predicates.Value:
+def held(delayed: Any) -> Any:
+    """Return what a Delayed object holds, if it is a value and nothing to be computed."""
+    graph = dict(delayed.dask)
+    held = graph.get(delayed.key)
+    return getattr(held, "value", None)
+
+
+def value_for(value: Any, column: Column | Computed, kind: str) -> predicates.Value:
     """Return a value that the server compares with a column exactly as Arrow does."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -36,7 +43,7 @@ def sql_value(value: Any, column: Column | Computed, kind: str) -> predicates.Va
     if isinstance(value, bool):
         raise UnknownError
     if kind in ("text", "char") and isinstance(value, str):
-        if "\0" in value or (not value.isascii() and not _is_utf8(value)):
+        if "\0" in value or (not value.isascii() and not is_utf8(value)):
             raise UnknownError
         return value
     if kind == "integer" and isinstance(value, int):
@@ -56,7 +63,7 @@ def sql_value(value: Any, column: Column | Computed, kind: str) -> predicates.Va
     raise UnknownError
 
 
-def sql_constant(value: Any, kind: str) -> predicates.Value:
+def constant_for(value: Any, kind: str) -> predicates.Value:
     """Return a value that the server computes with exactly as Arrow does."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -119,7 +126,8 @@ def _instant(value: datetime.datetime, of_type: pa.DataType) -> datetime.datetim
     return value
 
 
-def _is_utf8(value: str) -> bool:
+def is_utf8(value: str) -> bool:
+    """Whether a text has nothing that a database of that encoding could not have."""
     try:
         value.encode()
     except UnicodeEncodeError:
