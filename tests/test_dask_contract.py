@@ -18,7 +18,15 @@ from distributed import Client, get_worker
 from packaging.requirements import Requirement
 
 import dask_shardsql as dss
-from dask_shardsql.frame import _dask, constants, decimals, explained, groups, partials, pushdown
+from dask_shardsql.frame import (
+    _dask,
+    constants,
+    decimals,
+    explained,
+    groups,
+    partials,
+    pushdown,
+)
 from dask_shardsql.frame.expr import ReadShards, ReadWhole
 
 
@@ -72,6 +80,47 @@ def test_what_pushdown_assumes_of_conditions():
     assert (type(head), head.n, head._parameters) == (_dask.Head, 2, ["frame", "n", "npartitions"])
     projection = ddf.a.expr
     assert (type(projection), projection.operand("columns")) == (_dask.Projection, "a")
+
+
+def test_what_accessors_assume_of_str_and_dt():
+    """How dask keeps what was called; the deprecated names are pandas' words for the same."""
+    frame = pd.DataFrame({"t": ["a"], "d": pd.to_datetime(["2024-02-29"])})
+    ddf = dd.from_pandas(frame.convert_dtypes(dtype_backend="pyarrow"), npartitions=1)
+    for made, kind, of in (
+        (ddf.t.str.startswith("a", na=False), _dask.FunctionMap, ("str", "startswith")),
+        (ddf.t.str.endswith(("a", "b")), _dask.FunctionMap, ("str", "endswith")),
+        (ddf.t.str.contains("a", regex=False), _dask.FunctionMap, ("str", "contains")),
+        (ddf.t.str.len(), _dask.FunctionMap, ("str", "len")),
+        (ddf.d.dt.floor("D"), _dask.FunctionMap, ("dt", "floor")),
+        (ddf.d.dt.normalize(), _dask.FunctionMap, ("dt", "normalize")),
+        (ddf.d.dt.year, _dask.PropertyMap, ("dt", "year")),
+        (ddf.d.dt.date, _dask.PropertyMap, ("dt", "date")),
+    ):
+        expr = made.expr
+        assert (type(expr), expr.accessor, expr.attr) == (kind, *of)
+        assert type(expr.frame) is _dask.Projection
+    called = ddf.t.str.contains("a", False, na=True).expr
+    assert (called.operand("args"), called.operand("kwargs")) == (("a", False), {"na": True})
+    for how, (names, _) in accessors._PATTERNS.items():
+        of_pandas = inspect.signature(getattr(pd.Series.str, how)).parameters
+        assert tuple(of_pandas) == ("self", *names)
+
+
+def test_what_explain_assumes(ddf_of_three):
+    ddf = ddf_of_three
+    left = ddf[ddf.a > 1].query("a > 2")
+    assert (type(left.expr), left.expr.operand("_expr")) == (_dask.Query, "a > 2")
+    head = ddf.head(2, compute=False).optimize(fuse=False).expr
+    assert type(head) is _dask.BlockwiseHead
+    assert head.n == 2
+    chunk = ddf.groupby("a").b.sum().optimize(fuse=False).expr.frame
+    assert (type(chunk), chunk.by) == (_dask.GroupByChunk, ["a"])
+    assert (ddf.a > 1).expr._operator_repr == ">"
+
+
+@pytest.fixture
+def ddf_of_three():
+    return dd.from_pandas(pd.DataFrame({"a": [1, 2, 3], "b": [1, 2, 4]}), npartitions=1)
 
 
 def test_what_partials_assume_of_reductions():

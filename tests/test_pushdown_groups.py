@@ -143,7 +143,7 @@ LEFT = {
     "middle": lambda d: d.groupby("word").n.median(),
     "at least": lambda d: d.groupby("word").n.sum(min_count=9),
     "computed keys": lambda d: d.groupby(d.word.str.upper()).n.sum(),
-    "half a filter": lambda d: d[d.word.str.len() > 1].groupby("word").n.sum(),
+    "half a filter": lambda d: d[d.word.str.count(".") > 1].groupby("word").n.sum(),
     "two": lambda d: d.groupby("word").n.sum() / d.groupby("word").n.count(),
     "totals": lambda d: d.n / d.n.sum(),
 }

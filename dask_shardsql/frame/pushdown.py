@@ -15,6 +15,7 @@ import pyarrow as pa
 from dask_shardsql.engine.drivers.narrowing import Computed
 from dask_shardsql.engine.fetch import Answer
 from dask_shardsql.frame import _dask as dask_
+from dask_shardsql.frame.accessors import Rounded, derived_column, is_match, made_of, match
 from dask_shardsql.frame.constants import (
     UnknownError,
     as_arrow_does,
@@ -23,7 +24,7 @@ from dask_shardsql.frame.constants import (
     value_for,
 )
 from dask_shardsql.sql import predicates
-from dask_shardsql.sql.predicates import Compare, Field, IsIn, IsNull, Node, Not
+from dask_shardsql.sql.predicates import Compare, Derived, Field, IsIn, IsNull, Node, Not
 from dask_shardsql.sql.types import Column
 
 __all__ = [
@@ -174,6 +175,9 @@ class _Translator:
             return predicates.All(tuple(self._compare(op, field, end) for op, end in ends))
         if kind in _OPERATORS:
             return self._comparison(_OPERATORS[kind], expr.left, expr.right)
+        if is_match(expr):
+            field = self.field(expr.frame)
+            return match(expr, field, self._columns[field.name])
         field = self.field(expr)
         if field.kind != "boolean":
             raise UnknownError
@@ -186,17 +190,24 @@ class _Translator:
         if not isinstance(right, dask_.Expr):
             return self._compare(operator, field, right)
         other = self.field(right)
-        same = self._columns[field.name].arrow_type == self._columns[other.name].arrow_type
-        if not same or field.kind in ("boolean", "char"):
+        same = self._column_of(field).arrow_type == self._column_of(other).arrow_type
+        is_rounded = isinstance(field, Rounded) or isinstance(other, Rounded)
+        if not same or is_rounded or field.kind in ("boolean", "char"):
             raise UnknownError
         return Compare(operator, field, other)
 
     def _compare(self, operator: str, field: Field, value: Any) -> Node:
+        column = self._column_of(field)
+        if isinstance(field, Rounded):
+            return field.compare(operator, value, column)
         if field.kind in ("boolean", "char") and operator not in ("=", "<>"):
             raise UnknownError
         if field.kind == "decimal" and isinstance(value, float):
-            return as_arrow_does(operator, field, value, self._columns[field.name].arrow_type)
-        return Compare(operator, field, value_for(value, self._columns[field.name], field.kind))
+            return as_arrow_does(operator, field, value, column.arrow_type)
+        return Compare(operator, field, value_for(value, column, field.kind))
+
+    def _column_of(self, field: Field) -> Column | Computed:
+        return derived_column(field) if isinstance(field, Derived) else self._columns[field.name]
 
     def _is_in(self, expr: Any) -> Node:
         field, values = self.field(expr.frame), expr.operand("values")
@@ -209,7 +220,9 @@ class _Translator:
         found = list(values)
         if len(found) > _MOST_VALUES:
             raise UnknownError
-        column = self._columns[field.name]
+        column = self._column_of(field)
+        if isinstance(field, Rounded):
+            return field.is_in(found, column)
         return IsIn(field, tuple(value_for(value, column, field.kind) for value in found))
 
     def value(self, expr: Any) -> Known:
@@ -253,7 +266,10 @@ class _Translator:
         return Known(field, field.kind, column.arrow_type, field.cast or column.type_name)
 
     def field(self, expr: Any) -> Field:
-        """Return the column that an expression is of the read itself."""
+        """Return the column that an expression is of the read itself, or what is made of it."""
+        if type(expr) in (dask_.FunctionMap, dask_.PropertyMap):
+            field = self.field(expr.frame)
+            return made_of(expr, field, self._columns[field.name])
         return self.named(self._name_of(expr))
 
     def _name_of(self, expr: Any) -> Any:

@@ -19,9 +19,11 @@ __all__ = [
     "Any",
     "Arithmetic",
     "Compare",
+    "Derived",
     "Field",
     "IsIn",
     "IsNull",
+    "Like",
     "Node",
     "Not",
     "Term",
@@ -112,7 +114,58 @@ class Any:
     conditions: tuple[Node, ...]
 
 
-Node = Field | Compare | IsIn | IsNull | Not | All | Any
+@dataclass(frozen=True)
+class Derived(Field):
+    """What is made of a column: ``name``, ``kind`` and ``cast`` are those of :class:`Field`.
+
+    Parameters
+    ----------
+    function : str
+        How; see `_DERIVED`.
+    has_zone : bool
+        Whether the column's values are instants, of which UTC's date and time is meant.
+    """
+
+    function: str = ""
+    has_zone: bool = False
+
+    def written(self, column: Callable[[str], str]) -> str:
+        """Write it down; see `Field`."""
+        plain = super().written(column)
+        plain += " AT TIME ZONE 'UTC'" if self.has_zone else ""
+        return _DERIVED[self.function].format(plain)
+
+
+@dataclass(frozen=True)
+class Like:
+    """Whether a text is of a form.
+
+    Parameters
+    ----------
+    field : Field
+        The column.
+    pattern : str
+        The form, as LIKE has it: ``%``, ``_`` and the escapes of both by a backslash.
+    """
+
+    field: Field
+    pattern: str
+
+
+Node = Field | Compare | IsIn | IsNull | Not | All | Any | Like
+
+_DERIVED = {
+    "day": "extract(day FROM {})",
+    "day_of_week": "(extract(isodow FROM {}) - 1)",
+    "day_of_year": "extract(doy FROM {})",
+    "hour": "extract(hour FROM {})",
+    # code points, in a database of any encoding
+    "length": "length(convert_to({}, 'UTF8'), 'UTF8')",
+    "minute": "extract(minute FROM {})",
+    "month": "extract(month FROM {})",
+    "quarter": "extract(quarter FROM {})",
+    "second": "floor(extract(second FROM {}))",
+}
 
 
 @dataclass(frozen=True)
@@ -148,7 +201,7 @@ def fields_of(node: Node) -> set[str]:
     if isinstance(node, Compare):
         other = {node.right.name} if isinstance(node.right, Field) else set()
         return {node.left.name} | other
-    if isinstance(node, IsIn | IsNull):
+    if isinstance(node, IsIn | IsNull | Like):
         return {node.field.name}
     if isinstance(node, Not):
         return fields_of(node.condition)
@@ -176,6 +229,8 @@ def postgresql(node: Node, column: Callable[[str], str]) -> str:
         return f"({node.field.written(column)} IS NULL)"
     if isinstance(node, IsIn):
         return _is_in(node, column)
+    if isinstance(node, Like):
+        return f'({node.field.written(column)} COLLATE "C" LIKE {_literal(node.pattern)})'
     return _compare(node, column)
 
 
