@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 import dask_shardsql as dss
 from dask_shardsql.frame import (
     _dask,
+    accessors,
     constants,
     decimals,
     explained,
@@ -40,6 +41,7 @@ def test_the_installed_dask_is_within_the_pin():
 def test_every_name_behind_the_door_exists_and_is_used():
     modules = (
         inspect.getmodule(ReadShards),
+        accessors,
         constants,
         decimals,
         explained,
