@@ -114,12 +114,6 @@ def test_what_is_refused_is_explained_too(file):
             2,
             "error: --max-gather-bytes must be a size",
         ),
-        (
-            COUNT,
-            ["--merge", "global", "--max-gather-bytes", "1", "--analyze"],
-            1,
-            "--max-gather-bytes is 1",
-        ),
         (COUNT, ["--scheduler", "nowhere"], 2, "'nowhere' is no address"),
     ],
 )
@@ -128,6 +122,14 @@ def test_what_is_wrong_is_an_error(sql, options, status, said, file):
     assert (done.returncode, done.stdout) == (status, "")
     assert done.stderr.startswith("error: ")
     assert said in done.stderr
+
+
+def test_what_is_too_much_to_gather_is_not_run(file):
+    options = ["--merge", "global", "--max-gather-bytes", "1", "--analyze"]
+    done = run("explain", COUNT, file, *options)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "which is refused" in done.stdout
+    assert "answer " not in done.stdout
 
 
 def test_a_query_names_options_as_they_are_typed(file):
